@@ -23,6 +23,7 @@ mod book;
 mod client;
 mod compound;
 mod config;
+mod copies;
 mod data_ports;
 mod detour;
 mod doctor;

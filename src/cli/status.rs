@@ -162,6 +162,7 @@ fn groups(status: &Status, limit: Option<usize>) -> Option<Table> {
             GroupState::Degraded => "DEGRADED: no link to the primary",
             GroupState::Draining => "draining",
             GroupState::Ready => "ready",
+            GroupState::NotHolder => "not a holder",
             GroupState::NotReady => "not ready",
         };
         [
@@ -208,6 +209,7 @@ pub enum GroupState {
     Degraded,
     Draining,
     Ready,
+    NotHolder,
     NotReady,
 }
 
@@ -217,6 +219,7 @@ pub fn group_state(group: &GroupStatus) -> GroupState {
         _ if group.degraded == Some(true) => GroupState::Degraded,
         _ if group.draining == Some(true) => GroupState::Draining,
         _ if group.ready => GroupState::Ready,
+        _ if !group.holder => GroupState::NotHolder,
         _ => GroupState::NotReady,
     }
 }
@@ -226,6 +229,7 @@ fn peers(status: &Status, limit: Option<usize>) -> Option<Table> {
     let row = |peer: &PeerStatus| {
         let sync = match (peer.in_sync, peer.digest_equal) {
             _ if !peer.connected => "-",
+            _ if peer.holds_nothing() => "holds nothing",
             (true, Some(false)) => "in sync, digest differs",
             (true, _) => "in sync",
             _ => "NOT IN SYNC",

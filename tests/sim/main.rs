@@ -11,6 +11,7 @@ mod attack;
 mod calm;
 mod checks;
 mod compound;
+mod copies;
 mod fast;
 mod faults;
 mod figures;

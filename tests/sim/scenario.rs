@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandemgw_core::flow::GroupId;
+use tandemgw_core::flow::{GroupId, PeerId};
 use tandemgw_core::gateway::HandoverEnd;
 use tandemgw_core::random::SplitMix64;
 
@@ -288,10 +288,19 @@ impl World {
     }
 
     pub fn hand_over(&mut self, unit: usize, group: usize) -> Result<(), String> {
+        self.request(unit, group, None)
+    }
+
+    /// As [`World::hand_over`], to that unit.
+    pub fn ask_for_handover(&mut self, unit: usize, group: usize, to: usize) -> Result<(), String> {
+        self.request(unit, group, Some(peer_id(unit, to)))
+    }
+
+    fn request(&mut self, unit: usize, group: usize, to: Option<PeerId>) -> Result<(), String> {
         let now = self.local_time(unit);
         let gateway = self.units[unit].gateway.as_mut().ok_or("it is dead")?;
         gateway.handle_wake(now);
-        let asked = gateway.request_failover(now, GroupId(group as u8), None);
+        let asked = gateway.request_failover(now, GroupId(group as u8), to);
         asked.map_err(|why| why.to_string())?;
         self.wake(unit);
         Ok(())
@@ -389,7 +398,8 @@ impl World {
                 self.start(unit);
             }
         }
-        self.run(ms(4000));
+        // It may be one of those that hold a group, in the place of another one.
+        self.run(ms(if self.shape.copies > 0 { 9000 } else { 4000 }));
         self.check_agreement();
         if self.shape.multicast {
             self.check_members();

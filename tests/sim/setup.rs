@@ -44,6 +44,8 @@ pub struct Shape {
     pub crossed: bool,
     /// There is a witness.
     pub witness: bool,
+    /// How many peers hold each group beside its primary; 0 if all do.
+    pub copies: usize,
 }
 
 impl Shape {
@@ -65,6 +67,7 @@ impl Shape {
         multicast: false,
         crossed: false,
         witness: false,
+        copies: 0,
     };
 
     /// The groups with their slots, which come after all groups.
@@ -173,6 +176,9 @@ impl Shape {
         if rules.patient {
             text += "pickup-guarantee-wait = \"200ms\"\n";
         }
+        if self.copies > 0 {
+            text += &format!("copies = {}\n", self.copies);
+        }
         if rules.two_copies {
             text += "pickup-guarantee-copies = 2\n";
         }
@@ -220,12 +226,17 @@ impl Shape {
             false => "nat = true".to_owned(),
             true => format!("nat-pool = \"pool{group}\""),
         };
+        // Otherwise each unit must hold all of a group that is cut.
+        let forwarded = match self.copies > 0 && self.slots > 0 {
+            true => "forwarded = true\n",
+            false => "",
+        };
         let mut policies = [
             format!(
                 "[[policy]]\nname = \"{out}{group}\"\nfrom = [\"p{inner}\"]\nto = [\"p{outer}\"]\naction = \"accept\"\n{nat}\n"
             ),
             format!(
-                "[[policy]]\nname = \"{inwards}{group}\"\nfrom = [\"p{outer}\"]\nto = [\"p{inner}\"]\naction = \"accept\"\n"
+                "[[policy]]\nname = \"{inwards}{group}\"\nfrom = [\"p{outer}\"]\nto = [\"p{inner}\"]\naction = \"accept\"\n{forwarded}"
             ),
         ];
         if rules.renamed {

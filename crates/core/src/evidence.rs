@@ -1,7 +1,7 @@
 //! Evidence of how complete a unit's copy of a group's sessions is. Units are ranked by this before
 //! any setting of an administrator.
 
-use crate::flow::GroupSet;
+use crate::flow::{GroupSet, PeerSet};
 
 /// A unit's copy of a group: every change up to `position` of the process `epoch`, which was
 /// primary with `term`. All zero: nothing.
@@ -47,4 +47,20 @@ pub struct Heard {
     pub by_link: Option<u64>,
     /// The process that is alive, by heartbeats from anywhere, the data ports included.
     pub at_all: Option<u64>,
+}
+
+/// The peers that are to hold the sessions of a group, beside its primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Holders {
+    /// All of them.
+    #[default]
+    All,
+    /// These, chosen by the primary.
+    Of {
+        /// Who they are.
+        peers: PeerSet,
+        /// How many there should be. There are fewer while not enough peers are there, and more
+        /// while the group is about to move to one that holds nothing yet.
+        copies: u32,
+    },
 }

@@ -384,6 +384,35 @@ impl PeerId {
     }
 }
 
+/// A set of peers, by place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerSet(u16);
+
+impl PeerSet {
+    /// Adds `peer`.
+    pub fn insert(&mut self, peer: PeerId) {
+        self.0 |= 1 << (peer.0 & 15);
+    }
+
+    /// Whether `peer` is in it.
+    pub fn contains(self, peer: PeerId) -> bool {
+        self.0 & (1 << (peer.0 & 15)) != 0
+    }
+
+    /// How many are in it.
+    pub fn count(self) -> u32 {
+        self.0.count_ones()
+    }
+}
+
+impl FromIterator<PeerId> for PeerSet {
+    fn from_iter<I: IntoIterator<Item = PeerId>>(peers: I) -> PeerSet {
+        let mut set = PeerSet::default();
+        peers.into_iter().for_each(|peer| set.insert(peer));
+        set
+    }
+}
+
 /// A link for heartbeats and replication: the index of its `[[ha.link]]` table in the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u8);

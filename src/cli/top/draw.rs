@@ -140,6 +140,7 @@ fn draw_groups(frame: &mut Frame, area: Rect, status: &Status) {
             GroupState::Degraded => ("DEGRADED", bad()),
             GroupState::Draining => ("draining", warning()),
             GroupState::Ready => ("ready", good()),
+            GroupState::NotHolder => ("no holder", Style::new()),
             GroupState::NotReady => ("not ready", warning()),
         };
         Row::new([
@@ -177,6 +178,7 @@ fn peer_rows(status: &Status) -> Vec<Row<'static>> {
             false => ("DOWN", bad()),
         };
         let (sync, sync_style) = match (peer.in_sync, peer.digest_equal) {
+            _ if peer.holds_nothing() => ("holds nothing", Style::new()),
             (true, Some(false)) => ("digest differs", warning()),
             (true, _) => ("in sync", good()),
             _ => ("NOT IN SYNC", bad()),

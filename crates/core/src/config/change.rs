@@ -911,6 +911,7 @@ pub(super) mod tests {
             "pickup-guarantee-copies = 2",
             "ha.pickup-guarantee-copies",
         ),
+        ("ha.copies", " copies = 1", " copies = 2", "ha.copies"),
         (
             "limits.half-open-per-source",
             "source = 0",

@@ -9,6 +9,7 @@
 mod aliases;
 mod bundle;
 mod change;
+mod copies;
 mod diagnostic;
 mod field;
 mod ha;
@@ -64,6 +65,7 @@ pub use offload::PortOffload;
 pub use options::{DefaultValue, Live, OptionDoc, OptionKind, Reload, TableDoc, options, tables};
 pub use parse::{parse, parse_all};
 pub use show::ConfigText;
+pub(crate) use slots::score;
 pub use sources::{Include, Sources};
 pub use switch::{SwitchError, Switched, set_switch, switch_names, switches};
 pub use witness::Witness;
@@ -553,6 +555,9 @@ pub struct Ha {
     pub pickup_guarantee_wait: Duration,
     /// `pickup-guarantee-copies`: how many peers must hold the session, default 1.
     pub pickup_guarantee_copies: u32,
+    /// `copies`, default 0: with more than three units, how many peers hold the sessions of each
+    /// group beside its primary; 0 means all. [`Config::copies`] is what has an effect.
+    pub copies: u32,
     /// `asymmetric-flows`, default false: packets may come to any unit.
     pub asymmetric_flows: bool,
     /// `accept-push`: names of units that may give this one another config.

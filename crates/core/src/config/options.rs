@@ -120,6 +120,8 @@ pub enum Live {
     PickupGuaranteeWait,
     /// `pickup-guarantee-copies` of `[ha]`.
     PickupGuaranteeCopies,
+    /// `copies` of `[ha]`.
+    Copies,
     /// `asymmetric-flows` of `[ha]`.
     AsymmetricFlows,
     /// `accept-push` of `[ha]`.
@@ -382,6 +384,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     choice("ha", "pickup-guarantee", GUARANTEES, DefaultValue::Text("off"), field!(Ha.pickup_guarantee), Reload::Live(Live::PickupGuarantee), "how long the first packet of a session waits for the peer"),
     time("ha", "pickup-guarantee-wait", ms(1), s(1), ms(10), field!(Ha.pickup_guarantee_wait), Reload::Live(Live::PickupGuaranteeWait), "the longest wait; then the packet is sent (bounded) or dropped (strict)"),
     int("ha", "pickup-guarantee-copies", 1, 15, 1, field!(Ha.pickup_guarantee_copies), Reload::Live(Live::PickupGuaranteeCopies), "how many peers must hold the session; at most as many as are in sync"),
+    int("ha", "copies", 0, 15, 0, field!(Ha.copies), Reload::Live(Live::Copies), "how many peers hold the sessions of each group, beside its primary; 0 means all, as do clusters of up to three units; the same on all units"),
     flag("ha", "asymmetric-flows", false, field!(Ha.asymmetric_flows), Reload::Live(Live::AsymmetricFlows), "packets may come to any unit: one that is not primary forwards those of the sessions that it has, and passes the others on to the primary; the same on all units"),
     list("ha", "accept-push", "node name", DefaultValue::Absent("none"), field!(Ha.accept_push), Reload::Live(Live::AcceptPush), "units that may give this one another config, by `tandemgw push`; who may do that on one of them decides what passes here"),
     int("ha", "gratuitous-arps", 1, 60, 5, field!(Ha.gratuitous_arps), Reload::Live(Live::GratuitousArps), "how often a takeover is announced to the hosts"),
@@ -607,6 +610,7 @@ pub(super) mod tests {
         pickup-guarantee = "off"
         pickup-guarantee-wait = "1ms"
         pickup-guarantee-copies = 1
+        copies = 1
         asymmetric-flows = true
         accept-push = ["b"]
         gratuitous-arps = 1

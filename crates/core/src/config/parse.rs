@@ -12,7 +12,8 @@ use super::network::Network;
 use super::reader::{At, Table};
 use super::sources::Sources;
 use super::{
-    Config, Node, ha, link_monitor, local_in, metrics, multicast, nodes, policy, translation, ways,
+    Config, Node, copies, ha, link_monitor, local_in, metrics, multicast, nodes, policy,
+    translation, ways,
 };
 
 /// Reads `text`, the content of `file`, as [`parse_all`] does: no included file is read.
@@ -70,8 +71,10 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     let multicast_joins = multicast::read_joins(&mut root, &network, &multicast_policies);
     let timeouts = read_plain(root.table("timeouts"));
     let limits = read_plain(root.table("limits"));
+    let mut copies_at = None;
     let ha = root.optional_table("ha").map(|table| {
         let header = table.header.clone();
+        copies_at = table.span_of("copies");
         if node_name.is_some() && node.key.is_none() {
             let hint = "make one with `tandemgw keygen` and name it with `key` in `[node]`";
             root.report.error(&header, "`[ha]` needs a node key", hint);
@@ -99,8 +102,9 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         policy::warn_of_guarantees(root.report, &policies);
         network.warn_of_groups(root.report);
     }
+    let report = root.report;
     root.finish();
-    Config {
+    let config = Config {
         node,
         ports: network.into_ports(),
         groups,
@@ -115,7 +119,11 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
         limits,
         metrics,
         ha,
+    };
+    if let Some(span) = copies_at {
+        copies::check(report, &span, &config);
     }
+    config
 }
 
 /// Checks the paths of included files. Whoever has read the file has added their texts.

@@ -173,8 +173,8 @@ fn shares(units: &[Unit], who: &[usize], count: usize, score: impl Fn(usize) -> 
     shares
 }
 
-/// The same on all units.
-fn score(unit: &str, slot: &str) -> u64 {
+/// The score of a unit for a group or slot, by rendezvous hashing: the same on all units.
+pub(crate) fn score(unit: &str, slot: &str) -> u64 {
     // FNV-1a of both names, and a round that mixes it.
     let bytes = unit.bytes().chain([0]).chain(slot.bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::config::{self, Forward, PickupGuarantee};
 use crate::event::{self, DropReason};
 use crate::filter_words::{WordError, known_port, protocol};
-use crate::flow::{Addr, Direction, FlowKey, PortId, Protocol, echo_port};
+use crate::flow::{Addr, Direction, FlowKey, GroupId, PortId, Protocol, echo_port};
 use crate::gateway::{
     self, Gateway, Matched, PacketFate, Pickup, Role, Scope, SourceTranslation, Survives,
 };
@@ -292,7 +292,9 @@ fn show(
         verdict: verdict(explanation.fate),
         verdict_here: here,
         survives: explanation.pickup.map(|pickup| survives(pickup.survives())),
-        why: explanation.pickup.map(|pickup| why(pickup, gateway)),
+        why: explanation
+            .pickup
+            .map(|pickup| why(pickup, group.unwrap_or(GroupId(0)), gateway, now)),
     }
 }
 
@@ -457,12 +459,19 @@ fn guarantee(guarantee: PickupGuarantee) -> Guarantee {
     }
 }
 
-fn why(pickup: Pickup, gateway: &Gateway) -> String {
+/// Whether this unit is one of those that hold a group.
+fn holds(gateway: &Gateway, group: GroupId, now: Time) -> bool {
+    let ha = gateway.cluster().map(|cluster| cluster.ha());
+    let view = ha.and_then(|ha| ha.group(now, group));
+    view.is_none_or(|view| view.holder)
+}
+
+fn why(pickup: Pickup, group: GroupId, gateway: &Gateway, now: Time) -> String {
     let peers = || {
         let sync = gateway.cluster().map(|cluster| cluster.sync());
         let in_sync = gateway
             .peers()
-            .filter(|peer| sync.is_some_and(|sync| sync.in_sync(*peer)));
+            .filter(|peer| sync.is_some_and(|sync| sync.in_sync_for(*peer, group)));
         let names: Vec<&str> = in_sync.map(|peer| gateway.peer_name(peer)).collect();
         names.join(" and ")
     };
@@ -477,6 +486,9 @@ fn why(pickup: Pickup, gateway: &Gateway) -> String {
         Pickup::OnItsWay => format!("its last change is on its way to {}", peers()),
         Pickup::Replicated => format!("{} has it as it is", peers()),
         Pickup::HeldHere => "this unit holds it".to_owned(),
+        Pickup::NotReady if !holds(gateway, group, now) => {
+            "other units hold the group, and this one need not (`copies`)".to_owned()
+        }
         Pickup::NotReady => {
             "this unit has not all sessions of the group yet; see tandemgw status".to_owned()
         }

@@ -186,6 +186,7 @@ fn group(gateway: &Gateway, id: GroupId, now: Time) -> GroupStatus {
         degraded: None,
         draining: None,
         weight: weight(gateway, id, &gateway.config().node.name),
+        holder: true,
         lease: None,
     };
     let ha = gateway.cluster().map(Cluster::ha);
@@ -199,6 +200,7 @@ fn group(gateway: &Gateway, id: GroupId, now: Time) -> GroupStatus {
                 .and_then(|ha| ha.lease_holder(now, id))
                 .map(str::to_owned),
             ready: view.ready,
+            holder: view.holder,
             term: view.term,
             since: seconds(now.since(view.since)),
             primary: view.primary.map(str::to_owned),
@@ -359,6 +361,7 @@ fn peer_groups(
             digest_equal: state.digest_equal,
             applied: state.applied,
             would_be_lost: state.would_be_lost,
+            holder: state.holder,
             weight: weight(gateway, id, gateway.peer_name(peer)),
         }
     });
@@ -370,10 +373,17 @@ fn lag(gateway: &Gateway, id: PeerId, now: Time) -> LagStatus {
     let connected = gateway.peer_state(now, id).connected;
     let lag = gateway.lag(id, now);
     let oldest_ms = lag.oldest_unacked.as_millis() as u64;
+    // A peer that is to hold none of this unit's groups loses nothing.
+    let mut sent = gateway
+        .groups()
+        .filter(|group| gateway.role_of(*group) == gateway::Role::Primary)
+        .peekable();
+    let counts = sent.peek().is_none()
+        || sent.any(|group| gateway.peer_group_state(now, id, group).holder != Some(false));
     LagStatus {
         sequence_gap: connected.then_some(lag.sequence_gap),
         oldest_unacked_ms: connected.then_some(oldest_ms),
-        would_be_lost: Some(u64::from(lag.would_be_lost)),
+        would_be_lost: counts.then(|| u64::from(lag.would_be_lost)),
     }
 }
 

@@ -91,7 +91,7 @@ impl Cluster {
             return Some(Step::Told(event));
         }
         let output = self.ha.poll_output()?;
-        self.tell_replication(&output, store.journal_mut());
+        self.tell_replication(now, &output, store.journal_mut());
         Some(Step::Decided(output))
     }
 
@@ -110,6 +110,7 @@ impl Cluster {
             | sync::SyncEvent::PeerRefuses { .. }
             | sync::SyncEvent::PeerTableSmaller { .. }
             | sync::SyncEvent::PeerReady(..)
+            | sync::SyncEvent::Relieved(..)
             | sync::SyncEvent::Ready(..)
             | sync::SyncEvent::Merged(..)
             | sync::SyncEvent::DigestDiffers { .. }
@@ -142,11 +143,13 @@ impl Cluster {
             assert!(self.ha.knows_held(group, held), "of group {}", group.0);
             let term = journal.term(group);
             assert_eq!(term, self.ha.term_as_primary(group), "of group {}", group.0);
+            let holders = self.sync.holders(group);
+            assert_eq!(holders, self.ha.holders(group), "of group {}", group.0);
         }
     }
 
     /// Tells replication what the election has decided.
-    fn tell_replication(&mut self, output: &ha::Output, journal: &mut Journal) {
+    fn tell_replication(&mut self, now: Time, output: &ha::Output, journal: &mut Journal) {
         match output {
             ha::Output::SetRole {
                 group, role, term, ..
@@ -156,6 +159,9 @@ impl Cluster {
             }
             ha::Output::Reassert { group, term } => {
                 self.sync.set_sending(*group, Some(*term), journal);
+            }
+            ha::Output::Holders { group, holders } => {
+                self.sync.set_holders(*group, *holders, now);
             }
             ha::Output::Handover { group, to, term } => self.sync.send_handover(*to, *group, *term),
             ha::Output::HandoverDone {
@@ -224,6 +230,7 @@ impl Cluster {
                 self.ha.set_priority(now, Some(group), priority);
             }
         }
+        self.ha.set_copies(now, config.copies());
         if changed.override_ {
             self.ha.set_override(now, ha.override_, ha.override_wait);
         }

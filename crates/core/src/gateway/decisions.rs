@@ -112,6 +112,7 @@ impl Gateway {
             }
             // The cluster itself has carried them out.
             ha::Output::Handover { .. }
+            | ha::Output::Holders { .. }
             | ha::Output::Resync { .. }
             | ha::Output::Heard { .. }
             | ha::Output::Gone => {}
@@ -169,6 +170,7 @@ impl Gateway {
                     name(peer)
                 );
             }
+            sync::SyncEvent::Relieved(peer, group) => self.log_relief(peer, group),
             sync::SyncEvent::DigestDiffers {
                 peer,
                 group,
@@ -189,6 +191,14 @@ impl Gateway {
             | sync::SyncEvent::Reached(..)
             | sync::SyncEvent::Holds(..) => {}
         }
+    }
+
+    fn log_relief(&self, primary: PeerId, group: GroupId) {
+        log::info!(
+            "copy dropped group={} primary={} why=\"enough other units hold it\"",
+            self.group_name(group),
+            self.peer_name(primary)
+        );
     }
 
     /// The settings of a peer differ from those of this unit.

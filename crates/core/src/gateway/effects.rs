@@ -28,6 +28,8 @@ pub(super) struct Effects {
     pub pushers: bool,
     /// What the peers are told of weights. The priorities that follow from them change apart.
     pub weights: bool,
+    /// Other numbers of peers may have to hold a group.
+    pub copies: bool,
     pub witness: bool,
     /// Policies and static members of multicast: the shell follows.
     pub multicast: bool,
@@ -56,6 +58,7 @@ impl Effects {
             Live::GratuitousArps | Live::GratuitousArpInterval => self.announcements = true,
             Live::GroupPriority | Live::Priority => self.priorities = true,
             Live::Weights => self.weights = true,
+            Live::Copies | Live::AsymmetricFlows => self.copies = true,
             Live::Override | Live::OverrideWaitTime => self.override_ = true,
             Live::Monitor => self.monitor = true,
             Live::Peers => (self.peers, self.pushers) = (true, true),
@@ -75,7 +78,6 @@ impl Effects {
             | Live::PortQuotas
             | Live::PortsPerSource
             | Live::TcpPickup
-            | Live::AsymmetricFlows
             | Live::PickupGuarantee
             | Live::PickupGuaranteeWait
             | Live::PickupGuaranteeCopies => {}

@@ -138,6 +138,7 @@ impl Gateway {
             pickup,
             pushers,
             weights,
+            copies,
             witness: _,
             multicast,
             multicast_ttl,
@@ -166,7 +167,8 @@ impl Gateway {
         }
         let former = new_rules.and_then(|rules| self.adopt_rules(now, rules));
         let Basis { config, .. } = self.rules.basis();
-        if peers || weights {
+        // Policies decide whether the others can be found where not all units hold everything.
+        if peers || weights || copies || rules {
             self.in_cluster(now, |cluster, store| {
                 cluster.set_peers(now, &config, store.journal_mut());
             });

@@ -28,6 +28,8 @@ pub struct PeerState {
 /// The state of a peer in one group. Unknown is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerGroupState {
+    /// It is primary of the group, or one of the units that hold it. With `copies`, not all do.
+    pub holder: Option<bool>,
     /// The primary of the two has sent all sessions, and the other holds them.
     pub in_sync: Option<bool>,
     /// Both had exactly the same sessions at the last comparison.
@@ -221,7 +223,12 @@ impl Gateway {
             return PeerState::default();
         };
         let groups = self.groups();
-        let shared = groups.filter(|group| cluster.sync().has_group(peer, *group) != Some(false));
+        // Of groups that one of them does not hold, there is nothing to compare.
+        let shared = groups.filter(|group| {
+            cluster.sync().has_group(peer, *group) != Some(false)
+                && self.is_holder(cluster, now, *group, Some(peer))
+                && self.is_holder(cluster, now, *group, None)
+        });
         let (mut in_sync, mut digest_equal) = (true, None);
         for group in shared {
             let state = self.peer_group_state_in(cluster, now, peer, group);
@@ -244,6 +251,21 @@ impl Gateway {
             .unwrap_or_default()
     }
 
+    /// Whether a peer, or this unit, is primary of a group, or one of the units that hold it.
+    fn is_holder(
+        &self,
+        cluster: &Cluster,
+        now: Time,
+        group: GroupId,
+        unit: Option<PeerId>,
+    ) -> bool {
+        match (self.role(group), unit) {
+            (Role::Primary, None) => true,
+            (Role::Primary, Some(peer)) => cluster.sync().is_holder(peer, group),
+            (Role::Standby, unit) => cluster.ha().is_holder(now, group, unit),
+        }
+    }
+
     fn peer_group_state_in(
         &self,
         cluster: &Cluster,
@@ -253,9 +275,18 @@ impl Gateway {
     ) -> PeerGroupState {
         let (sync, ha) = (cluster.sync(), cluster.ha());
         let has = sync.has_group(peer, group);
+        let is_holder = |unit| self.is_holder(cluster, now, group, unit);
+        if !is_holder(Some(peer)) {
+            return PeerGroupState {
+                holder: Some(false),
+                ..PeerGroupState::default()
+            };
+        }
+        let holder = (has != Some(false)).then_some(true);
         let heard = ha.is_linked(peer) && has == Some(true);
         if self.role(group) == Role::Primary {
             return PeerGroupState {
+                holder,
                 in_sync: heard.then(|| sync.in_sync_for(peer, group)),
                 digest_equal: heard.then(|| sync.digest_equal(peer, group)),
                 applied: sync.acknowledged(peer).filter(|_| heard),
@@ -264,7 +295,8 @@ impl Gateway {
         }
         let view = ha.group(now, group);
         let primary = view.as_ref().and_then(|view| view.primary);
-        let follows = heard && primary == Some(self.peer_name(peer));
+        let holds = is_holder(None);
+        let follows = heard && holds && primary == Some(self.peer_name(peer));
         // This unit knows which sessions the primary has.
         let is_fresh = sync.is_ready(group) && view.as_ref().is_some_and(|view| !view.degraded);
         // Of two standbys, one knows the other's own report.
@@ -280,9 +312,10 @@ impl Gateway {
             }
         };
         PeerGroupState {
+            holder,
             in_sync: match follows {
                 true => Some(sync.is_ready(group)),
-                false => said(),
+                false => said().filter(|_| holds),
             },
             digest_equal: follows.then(|| sync.is_ready(group)),
             applied: follows.then(|| sync.applied(peer)),

@@ -62,7 +62,9 @@ impl Ha {
             true => Duration::ZERO,
             false => self.hold() * (1 + later + self.rank_by_name()),
         };
-        Some((vacancy.since + wait).max(vacancy.check_after))
+        let due = (vacancy.since + wait).max(vacancy.check_after);
+        let theirs = self.holders_first(group, vacancy.since);
+        Some(theirs.map_or(due, |until| due.max(until)))
     }
 
     /// Sends the next probe, or takes over if the last one was not answered.

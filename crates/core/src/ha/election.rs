@@ -16,7 +16,7 @@ use super::heartbeat::{self, GroupState, MAX_TERM};
 use super::peer::ElectionPeer;
 use super::witness::Lease;
 use super::{Ha, Output, Takeover, Takeovers};
-use crate::evidence::Holding;
+use crate::evidence::{Holders, Holding};
 use crate::flow::{GroupId, PeerId};
 use crate::time::Time;
 
@@ -67,6 +67,10 @@ pub(super) struct Group {
     pub claimed_since: Option<Time>,
     /// What the witness says of it.
     pub lease: Lease,
+    /// As primary: who is to hold it, as replication was told.
+    pub holders: Holders,
+    /// As primary: a peer that is to hold it until then, because it may take over.
+    pub invited: Option<(PeerId, Time)>,
 }
 
 /// The state of this unit in the election.
@@ -134,6 +138,8 @@ impl Group {
             given: None,
             claimed_since: None,
             lease: Lease::default(),
+            holders: Holders::All,
+            invited: None,
         }
     }
 
@@ -306,6 +312,7 @@ impl Ha {
         state.given_away = false;
         state.draining_until = None;
         (state.given, state.claimed_since) = (None, None);
+        (state.holders, state.invited) = (Holders::All, None);
         state.handover_after = state.handover_after.max(now + super::handover::SETTLE);
         self.urgent = true;
         self.events.role(
@@ -503,6 +510,9 @@ impl Ha {
         {
             let why = format!("the witness says that {holder} has it");
             self.step_down(now, group, why);
+        }
+        if self.groups[group].state == State::Primary {
+            self.choose_holders(now, group);
         }
     }
 }

@@ -54,6 +54,13 @@ pub enum HandoverError {
     NotReady(String),
     /// The peer of this name has not confirmed that it holds the same sessions.
     NotEqual(String),
+    /// The peer holds no sessions of the group. It gets them now.
+    NotHolder {
+        /// The node name of that peer.
+        peer: String,
+        /// The name of the group.
+        group: String,
+    },
     /// The peer of this name is in maintenance, and so should stay standby.
     InMaintenance(String),
     /// The peer would give the group back at once.
@@ -91,6 +98,11 @@ impl fmt::Display for HandoverError {
             HandoverError::NotEqual(peer) => write!(
                 f,
                 "{peer} has not confirmed that it holds the same sessions"
+            ),
+            HandoverError::NotHolder { peer, group } => write!(
+                f,
+                "{peer} is not one of the units that hold {group}; it gets the sessions now: ask \
+                 again when it is in sync"
             ),
             HandoverError::InMaintenance(peer) => write!(f, "{peer} is in maintenance"),
             HandoverError::FewerPorts { peer, up, own } => write!(
@@ -168,7 +180,15 @@ impl Ha {
             return Err(HandoverError::UnderWay(state.name.clone()));
         }
         let to = match to {
-            Some(peer) => suits(self, index, peer).map(|()| peer)?,
+            Some(peer) => match suits(self, index, peer) {
+                Ok(()) => peer,
+                Err(HandoverError::NotReady(_)) if !self.is_holder(now, group, to) => {
+                    let why = self.invite(now, index, peer);
+                    self.flush(now);
+                    return Err(why);
+                }
+                Err(why) => return Err(why),
+            },
             None => {
                 let suits = |peer| suits(self, index, peer);
                 let best = self.best_of(now, index, |peer| suits(peer).is_ok());

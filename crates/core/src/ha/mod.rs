@@ -17,12 +17,14 @@ mod frame;
 mod handover;
 mod hear;
 mod heartbeat;
+mod holders;
 mod maintenance;
 mod order;
 mod others;
 mod peer;
 mod ports;
 mod role;
+mod settings;
 #[cfg(test)]
 mod simulation;
 mod takeover;
@@ -35,7 +37,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::{self, Config};
-use crate::evidence::{Heard, Holding, SyncState};
+use crate::evidence::{Heard, Holders, Holding, SyncState};
 use crate::flow::{Addr, GroupId, LinkId, PeerId, PortId};
 use crate::time::Time;
 
@@ -146,6 +148,13 @@ pub enum Output {
         /// Why it failed, if so; this unit has then stayed primary unless a `SetRole` came before.
         result: Result<(), HandoverError>,
     },
+    /// Other peers than before are to hold the sessions of `group`, of which this unit is primary.
+    Holders {
+        /// Its place among `[[group]]`.
+        group: GroupId,
+        /// Who is to hold them.
+        holders: Holders,
+    },
     /// This unit's copy of `group` may be stale: compare it with that of `from`, and say `ready`
     /// only after that.
     Resync {
@@ -206,6 +215,8 @@ pub struct Ha {
     ports: Vec<OwnPort>,
     override_: bool,
     override_wait: Duration,
+    /// How many peers hold each group beside its primary; 0 means all.
+    copies: u8,
     groups: Vec<Group>,
     peers: Vec<ElectionPeer>,
     links: u8,
@@ -271,6 +282,7 @@ impl Ha {
                 .collect(),
             override_: ha.override_,
             override_wait: ha.override_wait,
+            copies: config.copies(),
             groups: Vec::new(),
             peers,
             links,
@@ -445,53 +457,6 @@ impl Ha {
         if let Some(state) = self.groups.get_mut(usize::from(group.0)) {
             state.carried = carried;
         }
-    }
-
-    /// Lets units of higher priority take over from this one, and lets this unit, when it has been
-    /// fit for that long, take over from others; for all groups.
-    pub(crate) fn set_override(&mut self, now: Time, override_: bool, wait: Duration) {
-        (self.override_, self.override_wait) = (override_, wait);
-        self.settings_changed(now);
-    }
-
-    /// Sets this unit's priority for `group`, or for all.
-    pub(crate) fn set_priority(&mut self, now: Time, group: Option<GroupId>, priority: u8) {
-        for (index, state) in self.groups.iter_mut().enumerate() {
-            if group.is_none_or(|group| usize::from(group.0) == index) {
-                state.priority = priority;
-            }
-        }
-        self.settings_changed(now);
-    }
-
-    /// Sets the ports that must be up, of those whose states are `up`, parallel to `config.ports`.
-    pub(crate) fn set_monitor(&mut self, now: Time, monitor: &[PortId], up: &[bool]) {
-        self.monitor = monitor.to_vec();
-        self.handle_ports(now, up);
-        self.settings_changed(now);
-    }
-
-    /// Whether the settings that a reload can change are those of `config`.
-    pub fn follows(&self, config: &Config) -> bool {
-        let Some(ha) = &config.ha else { return false };
-        let priority = |group: &crate::config::Group| group.priority.unwrap_or(ha.priority);
-        let priorities = config.groups.iter().map(priority);
-        let is_listed = |name: &str| ha.peers.iter().any(|peer| peer.name == name);
-        self.override_ == ha.override_
-            && self.known_peers().count() == ha.peers.len()
-            && self.known_peers().all(|peer| is_listed(&peer.name))
-            && self.monitor == ha.monitor
-            && self.follows_witness(ha)
-            && priorities.eq(self.groups.iter().map(|group| group.priority))
-    }
-
-    fn settings_changed(&mut self, now: Time) {
-        for group in &mut self.groups {
-            group.given_away = false;
-        }
-        self.urgent = true;
-        self.evaluate_all(now);
-        self.flush(now);
     }
 
     /// Does the work due at `now`.

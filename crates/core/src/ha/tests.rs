@@ -62,6 +62,7 @@ pub(super) fn config(name: &str, peers: &[&str], groups: usize) -> Config {
         pickup_guarantee: PickupGuarantee::Off,
         pickup_guarantee_wait: ms(10),
         pickup_guarantee_copies: 1,
+        copies: 0,
         witness: None,
         gratuitous_arps: 5,
         gratuitous_arp_interval: ms(1000),

@@ -7,7 +7,7 @@ use super::election::State;
 use super::heartbeat::GroupState;
 use super::order;
 use super::{ElectionEvent, Ha, HeartbeatError, Leaving, Takeovers};
-use crate::evidence::{Heard, Holding, SyncState};
+use crate::evidence::{Heard, Holders, Holding, SyncState};
 use crate::flow::{GroupId, PeerId};
 use crate::time::Time;
 
@@ -18,6 +18,8 @@ pub struct GroupView<'a> {
     pub role: Role,
     /// It holds all sessions of the group, or is its primary.
     pub ready: bool,
+    /// It is primary of the group, or one of the units that hold it.
+    pub holder: bool,
     /// The highest term that is known; its own, if it is the primary.
     pub term: u64,
     /// Since when it has the role.
@@ -108,6 +110,7 @@ impl Ha {
         Some(GroupView {
             role: group.role(),
             ready: group.ready,
+            holder: self.is_holder(now, id, None),
             term: group.term,
             since: group.since,
             primary: self.primary_name(now, usize::from(id.0)),
@@ -197,6 +200,14 @@ impl Ha {
     /// The process of `peer` that is heard.
     pub(crate) fn hearing(&self, peer: PeerId) -> Option<Heard> {
         self.peers.get(peer.index()).map(|peer| peer.hearing())
+    }
+
+    /// Who is to hold `group`, as replication was told; all, if this unit is not primary.
+    pub(crate) fn holders(&self, group: GroupId) -> Holders {
+        let group = self.groups.get(usize::from(group.0));
+        group
+            .filter(|group| group.state == State::Primary)
+            .map_or(Holders::All, |group| group.holders)
     }
 
     /// Whether all effects were fetched.

@@ -96,6 +96,8 @@ metrics! {
         "Whether this unit is primary of the group; without [ha] it always is.";
     GROUP_READY = Gauge "tandemgw_group_ready" ["group"]
         "Whether this unit is primary of the group, or could take over without losing a session.";
+    GROUP_HOLDER = Gauge "tandemgw_group_holder" ["group"]
+        "Whether this unit is primary of the group, or one of the units that are to hold its sessions; with copies, not all do.";
     GROUP_DEGRADED = Gauge "tandemgw_group_degraded" ["group"]
         "Whether the primary answers on the data ports only: the links to it are dead.";
     GROUP_TERM = Gauge "tandemgw_group_term" ["group"]

@@ -158,6 +158,7 @@ pub(crate) fn decode(kind: u8, body: &[u8]) -> Result<Message<'_>> {
             record: from.0,
         },
         17 => Message::Push(push_frame::read(from.0)?),
+        18 => Message::Relieve { group: from.u8()? },
         _ => Message::Unknown,
     })
 }
@@ -222,18 +223,20 @@ pub fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
         Message::Drain => begin_frame(out, 15),
         Message::Multicast { .. } => write_multicast(out, message),
         Message::Push(message) => push_frame::write(out, message),
-        Message::Refuse { group, reason, key } => {
-            write_group(out, 14, *group);
-            out.extend_from_slice(&[*reason as u8, u8::from(key.is_some())]);
-            if let Some(key) = key {
-                let v6 = !key.src.is_v4();
-                out.push(u8::from(v6));
-                write_key(out, key, v6);
-            }
-        }
+        Message::Relieve { group } => write_group(out, 18, *group),
+        Message::Refuse { group, reason, key } => write_refusal(out, *group, *reason, key.as_ref()),
         Message::Unknown => begin_frame(out, u8::MAX),
     }
     end_frame(out, start);
+}
+
+fn write_refusal(out: &mut Vec<u8>, group: u8, reason: Refusal, key: Option<&FlowKey>) {
+    write_group(out, 14, group);
+    out.extend_from_slice(&[reason as u8, u8::from(key.is_some())]);
+    let Some(key) = key else { return };
+    let v6 = !key.src.is_v4();
+    out.push(u8::from(v6));
+    write_key(out, key, v6);
 }
 
 fn write_multicast(out: &mut Vec<u8>, message: &Message<'_>) {
@@ -582,6 +585,7 @@ impl<'a> Reader<'a> {
             units: self.names().unwrap_or_default(),
             takes_configs: self.u8().is_ok_and(|features| features & 1 != 0),
             weights: self.names().unwrap_or_default(),
+            copies: self.u8().ok(),
         })
     }
 
@@ -727,6 +731,7 @@ mod tests {
                 units: names.iter().take(2).cloned().collect(),
                 takes_configs: true,
                 weights: names.iter().take(3).cloned().collect(),
+                copies: Some(c),
                 settings: Settings {
                     is_complete: set.contains(2),
                     items: names.into_iter().map(|name| (name, a as u32)).collect(),
@@ -744,6 +749,7 @@ mod tests {
                 Message::Verdict { seq: a, group: c, differing: set },
                 Message::Claim { group: c, term: a, basis: Holding { term: b, epoch: a, position: b } },
                 Message::Release { group: c },
+                Message::Relieve { group: c },
                 Message::Handover { group: c, term: a },
                 Message::Offer { group: c, operations: &operations },
                 Message::OfferEnd { group: c },

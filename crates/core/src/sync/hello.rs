@@ -50,6 +50,7 @@ pub(super) fn write_hello(out: &mut Vec<u8>, hello: &Hello, start: usize) {
     for name in &hello.weights {
         write_name(out, name);
     }
+    out.extend(hello.copies);
 }
 
 fn size_of_names(names: &[String]) -> usize {

@@ -131,6 +131,13 @@ pub enum Message<'a> {
     /// 17, `body`: about the configs of the units, see [`crate::push::message`]. It waits for all
     /// else; a unit that does not know it skips it.
     Push(push::Message),
+    /// 18, `group: u8`: the sender, primary of the group, does not count the receiver among those
+    /// that hold its sessions. The receiver drops its copies, and gets no more. Only for those that
+    /// name `copies` in their Hello.
+    Relieve {
+        /// Its place in the list of the sender of this frame.
+        group: u8,
+    },
     /// Of a newer version.
     Unknown,
 }
@@ -173,8 +180,9 @@ impl Refusal {
 /// u64 | ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a
 /// name is `length: u8 | UTF-8`, a list `count: u16 | names`. After the program, which may be
 /// empty: `complete: u8 (0, 1) | count: u16 | count × (name | hash: u32)`, the settings; then
-/// `units`, a list, `features: u8` (1: it takes configs), and `weights`, a list. Units up to 0.1.0
-/// do not send the program and the fields after it.
+/// `units`, a list, `features: u8` (1: it takes configs), `weights`, a list, and `copies: u8`.
+/// Units up to 0.1.0 do not send the program and the fields after it, older ones not the last of
+/// them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// [`VERSION`]; a unit refuses others.
@@ -210,6 +218,9 @@ pub struct Hello {
     /// The weights of units in groups that are cut, in words and in order. Units that differ in
     /// them see other owners of some slots.
     pub weights: Vec<String>,
+    /// How many peers are to hold each group, by the sender's config; 0 means all. None if the
+    /// sender does not know [`Message::Relieve`].
+    pub copies: Option<u8>,
 }
 
 /// `type: u8 | length: u8 | body`; other types are skipped.

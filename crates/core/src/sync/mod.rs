@@ -17,6 +17,7 @@ pub mod message;
 
 mod error;
 mod hello;
+mod holders;
 mod install;
 mod peer;
 mod progress;
@@ -40,12 +41,13 @@ pub use view::{Counters, Lag};
 use siphasher::sip128::SipHasher24;
 
 use crate::config::{self, Config, Ha};
-use crate::evidence::{Holding, SyncState};
+use crate::evidence::{Holders, Holding, SyncState};
 use crate::flow::{GroupId, PeerId, PortId};
 use crate::policy::Ruleset;
 use crate::push::message as push;
 use crate::store::{Journal, SessionStore};
 use crate::time::Time;
+use holders::Dropping;
 use peer::{Authority, SyncPeer};
 use progress::Untold;
 
@@ -125,6 +127,8 @@ pub enum SyncEvent {
     },
     /// A peer says something about the configs of the units.
     Push(PeerId, push::Message),
+    /// A peer, the primary of a group, has enough other holders: this unit drops what it has.
+    Relieved(PeerId, GroupId),
     /// A peer hands a group over; everything that it sent before is applied.
     HandoverReceived {
         /// The primary until now.
@@ -160,6 +164,9 @@ pub struct Replicator {
     ready: Vec<bool>,
     /// This unit's evidence for each group; as primary, that from when its term began.
     held: Vec<Holding>,
+    /// By group of which this unit is primary: who is to hold it.
+    holders: Vec<Holders>,
+    dropping: Option<Dropping>,
     events: VecDeque<SyncEvent>,
     untold: Untold,
     counters: Counters,
@@ -183,6 +190,8 @@ impl Replicator {
                 .collect(),
             ready: vec![false; groups],
             held: vec![Holding::default(); groups],
+            holders: vec![Holders::All; groups],
+            dropping: None,
             events: VecDeque::new(),
             untold: Untold::new(ha.peers.len(), groups),
             counters: Counters::default(),
@@ -199,14 +208,19 @@ impl Replicator {
         !is_same
     }
 
-    /// Takes over which units there are, and their weights, from a changed configuration. Returns
-    /// whether streams that are open must be closed, since their Hello has what was before.
+    /// Takes over which units there are, their weights, and how many hold a group, from a changed
+    /// configuration. Returns whether streams that are open must be closed, since their Hello has
+    /// what was before.
     pub(crate) fn set_units(&mut self, config: &Config, ha: &Ha) -> bool {
-        let told = (units(config, ha), weights(config));
         let identity = &mut self.identity;
-        let before = (&mut identity.units, &mut identity.weights);
-        let is_same = (&*before.0, &*before.1) == (&told.0, &told.1);
-        (*before.0, *before.1) = told;
+        let told = message::Hello {
+            units: units(config, ha),
+            weights: weights(config),
+            copies: Some(config.copies()),
+            ..identity.clone()
+        };
+        let is_same = *identity == told;
+        *identity = told;
         !is_same
     }
 
@@ -232,6 +246,14 @@ impl Replicator {
             // The result of a comparison counts for the term in which it was made.
             self.forget_comparisons(group);
         }
+        if journal.term(group).is_some() != term.is_some()
+            && let Some(holders) = self.holders.get_mut(usize::from(group.0))
+        {
+            *holders = Holders::All;
+        }
+        if term.is_some() {
+            self.stop_dropping(group);
+        }
         if let Some(ended) = journal.set_sending(group, term) {
             self.end_term(group, ended, journal);
         }
@@ -243,6 +265,8 @@ impl Replicator {
             if let Some(mark) = sender.marks.get_mut(usize::from(group.0)) {
                 mark.equal = false;
             }
+            // Any peer may hold something from the terms of others.
+            sender.relieved.remove(group);
         }
         self.untold.note_all_peers();
     }
@@ -339,6 +363,7 @@ impl Replicator {
     /// Does the due work. Call [`Replicator::poll_transmit`] for each peer afterwards.
     pub fn handle_timeout(&mut self, now: Time, store: &mut SessionStore) {
         store.enter_delayed(now);
+        self.drop_some(store);
         for peer in self.peers.iter_mut().filter(|peer| !peer.connected) {
             peer.resumable_until = peer.resumable_until.filter(|until| *until > now);
         }
@@ -354,7 +379,8 @@ impl Replicator {
             let resume = peer.resumable_until.filter(|_| !peer.connected);
             marks.into_iter().chain(resume).min()
         });
-        peers.chain(journal.poll_timeout()).min()
+        let dropping = self.dropping_since();
+        peers.chain(journal.poll_timeout()).chain(dropping).min()
     }
 
     /// Forgets removals that are known to all peers concerned.
@@ -448,6 +474,7 @@ fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message:
         program: Some(env!("CARGO_PKG_VERSION").to_owned()),
         takes_configs: true,
         weights: weights(config),
+        copies: Some(config.copies()),
     }
 }
 

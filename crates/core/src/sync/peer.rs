@@ -63,6 +63,8 @@ pub(super) struct Remote {
     pub(super) program: Option<String>,
     /// It knows messages about configs.
     pub(super) takes_configs: bool,
+    /// It knows that not all units hold each group.
+    pub(super) knows_copies: bool,
     /// By own group: the peer has it too.
     pub(super) has: Vec<bool>,
 }
@@ -100,6 +102,10 @@ pub(super) struct Sender {
     pub(super) next_mark: Time,
     /// The terms of handovers to send after all changes.
     pub(super) handovers: Vec<Option<u64>>,
+    /// Groups of which it was relieved in this term.
+    pub(super) relieved: GroupSet,
+    /// Since when it is told of a group without being one of the holders, if it is not.
+    pub(super) surplus_since: Vec<Time>,
     /// It must be asked to begin a maintenance.
     pub(super) drain: bool,
     /// There was more to send than the stream took.
@@ -128,6 +134,8 @@ pub(super) struct Mark {
     pub(super) joined: bool,
     /// Verdicts in a row that something differs.
     pub(super) strikes: u32,
+    /// This unit has taken what the peer had of the group: the last change by then.
+    pub(super) merged: Option<Seq>,
 }
 
 /// The state of receiving from a peer. Lists are by own [`GroupId`].
@@ -233,6 +241,8 @@ impl SyncPeer {
                 marks: vec![Mark::default(); groups],
                 next_mark: Time::ZERO,
                 handovers: vec![None; groups],
+                relieved: GroupSet::default(),
+                surplus_since: vec![Time::ZERO; groups],
                 drain: false,
                 blocked: false,
             },
@@ -317,22 +327,6 @@ impl SyncPeer {
         let told = self.sender.told.get(index).is_some_and(Option::is_some);
         let joined = self.sender.marks.get(index).is_some_and(|mark| mark.joined);
         self.connected && self.is_heard() && told && joined
-    }
-
-    /// Whether it has all groups that it was told of, and no more than the newest changes is under
-    /// way.
-    pub(super) fn is_in_sync(&self) -> bool {
-        let told = || {
-            self.sender
-                .told
-                .iter()
-                .zip(&self.sender.marks)
-                .filter(|(t, _)| t.is_some())
-        };
-        self.connected
-            && self.is_heard()
-            && told().count() > 0
-            && told().all(|(_, mark)| mark.joined)
     }
 }
 

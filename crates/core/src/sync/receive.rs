@@ -120,11 +120,15 @@ impl Replicator {
                 self.handle_verdict(at, (seq, group), &differing, context.store);
             }
             Message::Claim { group, term, .. } => {
+                if !self.finish_dropping(at, group, budget, context.store) {
+                    return Ok(false);
+                }
                 self.handle_claim(at, group, Some(term), context.store.journal());
             }
             Message::Release { group } => {
                 self.handle_claim(at, group, None, context.store.journal());
             }
+            Message::Relieve { group } => self.handle_relieve(at, group, context),
             Message::Offer { group, operations } => {
                 return Ok(self.handle_offer(at, group, operations, budget, context)?);
             }
@@ -192,6 +196,12 @@ impl Replicator {
             differing: {
                 let mut names = units_of_one(&self.identity.units, &hello.units);
                 names.extend(only_one_has(&self.identity.weights, &hello.weights));
+                if hello
+                    .copies
+                    .is_some_and(|it| Some(it) != self.identity.copies)
+                {
+                    names.push("copies".to_owned());
+                }
                 if hello.ruleset != self.identity.ruleset {
                     names.extend(self.identity.settings.differing(&hello.settings));
                 }
@@ -199,6 +209,7 @@ impl Replicator {
             },
             program: hello.program.clone(),
             takes_configs: hello.takes_configs,
+            knows_copies: hello.copies.is_some(),
             has: (self.identity.groups.iter())
                 .map(|group| hello.groups.contains(group))
                 .collect(),
@@ -422,6 +433,7 @@ impl Replicator {
             return;
         };
         let (index, peer) = (usize::from(group.0), PeerId(at as u8));
+        let is_left_out = self.is_left_out(at, group);
         let sender = &mut self.peers[at].sender;
         let mark = &mut sender.marks[index];
         if sender.told[index].is_none() || mark.unanswered == 0 || seq > mark.seq {
@@ -432,6 +444,8 @@ impl Replicator {
         } else {
             mark.unanswered - 1
         };
+        let last = store.journal().log().last();
+        mark.merged.get_or_insert(last);
         let was_equal = std::mem::replace(&mut mark.equal, differing.is_empty());
         if was_equal != mark.equal {
             self.untold.note_peer(at);
@@ -442,6 +456,9 @@ impl Replicator {
                 self.events.push_back(SyncEvent::PeerReady(peer, group));
             }
             self.forgive(at, group, seq, store);
+            return;
+        }
+        if is_left_out {
             return;
         }
         mark.strikes = mark.strikes.saturating_add(1);
@@ -463,6 +480,8 @@ impl Replicator {
         let index = usize::from(group.0);
         if let Some(term) = term {
             self.plan_union(at, index, term);
+            // It has been primary: it may hold something again.
+            self.peers[at].sender.relieved.remove(group);
         }
         let receiver = &mut self.peers[at].receiver;
         receiver.claims[index] = term;

@@ -56,6 +56,7 @@ impl Replicator {
         let at_end = self.write_changes(at, out, &mut source);
         if at_end {
             self.write_releases(at, out, source.store.journal());
+            self.write_reliefs(at, out, source.store.journal_mut(), now);
         }
         let offering = self.write_offers(at, out, limit, source.store, now.tick());
         let repairing = self.write_repairs(at, out, &mut source, at_end);
@@ -89,6 +90,7 @@ impl Replicator {
 
     /// Tells which groups this unit sends that the peer does not know of.
     fn write_claims(&mut self, at: usize, out: &mut Vec<u8>, source: &Source<'_>) {
+        let claimed = self.claimed(at);
         let SyncPeer { sender, remote, .. } = &mut self.peers[at];
         let has = |group: usize| {
             let has = remote.as_ref().and_then(|remote| remote.has.get(group));
@@ -98,6 +100,7 @@ impl Replicator {
             if let Some(term) = *sending
                 && sender.told[group] != Some(term)
                 && has(group)
+                && claimed.contains(GroupId(group as u8))
             {
                 let basis = self.held[group];
                 codec::encode(
@@ -109,6 +112,8 @@ impl Replicator {
                     },
                 );
                 sender.told[group] = Some(term);
+                sender.relieved.remove(GroupId(group as u8));
+                sender.surplus_since[group] = source.now;
                 sender.marks[group] = Default::default();
                 self.untold.note_peer(at);
                 sender.forget_repairs(group);

@@ -192,6 +192,10 @@ impl Replicator {
             self.events
                 .push_back(SyncEvent::Merged(PeerId(at as u8), group));
         }
+        let last = context.store.journal().log().last();
+        if let Some(mark) = peer.sender.marks.get_mut(usize::from(group.0)) {
+            mark.merged.get_or_insert(last);
+        }
         // So that the comparison that counts comes at once.
         peer.sender.next_mark = context.now;
     }

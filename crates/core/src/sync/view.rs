@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Replicator;
-use super::peer::SyncPeer;
+use crate::evidence::Holders;
 use crate::flow::{GroupId, PeerId, PortId};
 use crate::store::{Journal, Seq, SessionStore};
 use crate::time::Time;
@@ -55,6 +55,8 @@ pub struct Counters {
     pub refused_by_peers: u64,
     /// Sessions of this unit's own groups that were removed to make room for a peer's.
     pub made_room: u64,
+    /// Sessions removed since this unit is no longer to hold their group.
+    pub dropped: u64,
 }
 
 impl Replicator {
@@ -71,13 +73,15 @@ impl Replicator {
     }
 
     /// Sessions of a group that the peer would not have, or not as they are, if this unit died now.
-    /// None if this unit is not primary of the group.
+    /// None if this unit is not primary of the group, or the peer is not to hold it.
     ///
     /// All of them if it is not known what the peer holds, or that its process still lives. Those
     /// that are never replicated, or not yet, are lost as well.
     pub fn would_be_lost(&self, peer: PeerId, group: GroupId, store: &SessionStore) -> Option<u32> {
         let (index, journal) = (usize::from(group.0), store.journal());
-        journal.term(group)?;
+        journal
+            .term(group)
+            .filter(|_| self.is_holder(peer, group))?;
         let refused = journal.refused(peer.index())?;
         let peer = self.peers.get(peer.index())?;
         let all = store.count(group);
@@ -136,13 +140,6 @@ impl Replicator {
         Some(peer.sender.acked)
     }
 
-    /// Whether a peer has got all sessions that this unit sends once, and their changes since.
-    pub fn in_sync(&self, peer: PeerId) -> bool {
-        self.peers
-            .get(peer.index())
-            .is_some_and(SyncPeer::is_in_sync)
-    }
-
     /// Whether a peer had exactly the sessions of a group that this unit sends, when last compared.
     pub fn digest_equal(&self, peer: PeerId, group: GroupId) -> bool {
         let group = usize::from(group.0);
@@ -180,6 +177,10 @@ impl Replicator {
 
     /// Panics if what is known of peers contradicts the journal: for tests and simulations.
     pub fn check_invariants(&self, journal: &Journal) {
+        for (group, holders) in self.holders.iter().enumerate() {
+            let is_sent = journal.sending()[group].is_some();
+            assert!(is_sent || *holders == Holders::All, "holders by a standby");
+        }
         for peer in &self.peers {
             assert!(peer.sender.acked <= journal.log().last());
             assert!(peer.sender.confirmed <= peer.sender.sent);

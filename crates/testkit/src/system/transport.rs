@@ -36,6 +36,7 @@ pub fn ha(listen: SocketAddr, peers: Vec<HaPeer>) -> Ha {
         pickup_guarantee: PickupGuarantee::Off,
         pickup_guarantee_wait: Duration::from_millis(10),
         pickup_guarantee_copies: 1,
+        copies: 0,
         gratuitous_arps: 5,
         gratuitous_arp_interval: Duration::from_secs(1),
         links: vec![HaLink {

@@ -134,6 +134,10 @@ pub struct PeerGroup {
     /// Sessions that it would lack if this unit, the primary, died now.
     #[serde(default)]
     pub would_be_lost: Option<u32>,
+    /// Whether it is primary of the group, or one of the units that hold it; `null` if its config
+    /// lacks the group. With `copies`, not all units hold each group.
+    #[serde(default)]
+    pub holder: Option<bool>,
     /// Its weight by the config of this unit; `null` if the group is not cut into slots.
     #[serde(default)]
     pub weight: Option<u8>,
@@ -157,6 +161,11 @@ impl Role {
             Role::Standby => "standby",
         }
     }
+}
+
+/// Gateways that do not say it hold all groups.
+fn yes() -> bool {
+    true
 }
 
 /// The ports that decide which unit is the best.
@@ -192,6 +201,10 @@ pub struct GroupStatus {
     /// The weight of this unit; `null` if the group is not cut into slots.
     #[serde(default)]
     pub weight: Option<u8>,
+    /// Whether this unit is primary of the group, or one of the units that are to hold its
+    /// sessions. With `copies`, not all units hold each group.
+    #[serde(default = "yes")]
+    pub holder: bool,
     /// The unit that has the lease of the group, as the witness said last; `null` if nobody has it,
     /// or while nobody needs it.
     pub lease: Option<String>,
@@ -241,6 +254,14 @@ pub struct PeerStatus {
     pub links: Vec<LinkStatus>,
 }
 
+impl PeerStatus {
+    /// Whether it is not to hold any group.
+    pub fn holds_nothing(&self) -> bool {
+        let mut groups = self.groups.iter().flatten().peekable();
+        groups.peek().is_some() && groups.all(|group| group.holder == Some(false))
+    }
+}
+
 /// How far a peer is behind this unit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LagStatus {
@@ -249,7 +270,8 @@ pub struct LagStatus {
     /// The age of the oldest of them, in milliseconds; `null` if it is not connected.
     pub oldest_unacked_ms: Option<u64>,
     /// Sessions of this unit that would end if it died now: those that the peer does not hold, and
-    /// those that are not replicated. All if it is not known whether the peer is alive.
+    /// those that are not replicated. All if it is not known whether the peer is alive. Groups that
+    /// the peer is not to hold don't count; `null` if there are no others.
     pub would_be_lost: Option<u64>,
 }
 

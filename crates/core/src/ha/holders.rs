@@ -1,0 +1,162 @@
+//! Which units hold the sessions of a group, where not all do (`copies`).
+//!
+//! The first ones, in an order that follows from their heartbeats, so that all units can work it
+//! out: those that could serve hosts; for a slot, the primary of the whole group; then those not in
+//! maintenance, with more ports up, of a higher priority (for a slot that is its order of the
+//! units), and of equal ones by rendezvous hashing. So the
+//! unit that would take over is among them, and few groups get other holders when a unit comes or
+//! goes.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use super::election::State;
+use super::order::Candidate;
+use super::{Ha, HandoverError, Output};
+use crate::config;
+use crate::evidence::Holders;
+use crate::flow::{GroupId, PeerId};
+use crate::time::Time;
+
+/// A unit that is silent for longer is no holder: another one takes its place. Shorter silence
+/// does not move sessions about.
+const GONE_AFTER: Duration = Duration::from_secs(1);
+/// How long a unit is a holder because somebody wants to hand over to it.
+const INVITED_FOR: Duration = Duration::from_secs(60);
+/// How long a unit that holds nothing leaves a group without a primary to those that hold it.
+const HOLDERS_FIRST: Duration = Duration::from_secs(5);
+
+impl Ha {
+    /// Sets how many peers hold each group beside its primary; 0 means all.
+    pub(crate) fn set_copies(&mut self, now: Time, copies: u8) {
+        if std::mem::replace(&mut self.copies, copies) != copies {
+            self.evaluate_all(now);
+            self.flush(now);
+        }
+    }
+
+    /// As primary, tells replication who is to hold the group, whenever that changes.
+    pub(super) fn choose_holders(&mut self, now: Time, group: usize) {
+        if self.groups[group].invited.is_some_and(|it| now >= it.1) {
+            self.groups[group].invited = None;
+        }
+        let chosen = match self.copies {
+            0 => Holders::All,
+            copies => Holders::Of {
+                peers: self
+                    .known_places()
+                    .filter(|peer| self.is_chosen(now, group, Some(*peer)))
+                    .collect(),
+                copies: u32::from(copies),
+            },
+        };
+        if std::mem::replace(&mut self.groups[group].holders, chosen) != chosen {
+            self.push_output(Output::Holders {
+                group: GroupId(group as u8),
+                holders: chosen,
+            });
+        }
+    }
+
+    /// Whether a peer, or this unit, holds the sessions of a group, or is to hold them, or is its
+    /// primary. Without a primary, all are to hold them.
+    pub(crate) fn is_holder(&self, now: Time, group: GroupId, unit: Option<PeerId>) -> bool {
+        let index = usize::from(group.0);
+        let Some(state) = self.groups.get(index) else {
+            return false;
+        };
+        let says = match unit {
+            None => state.ready,
+            Some(peer) => {
+                let peer = &self.peers[peer.index()];
+                peer.alive && peer.groups[index].ready
+            }
+        };
+        self.copies == 0 || says || self.is_chosen(now, index, unit)
+    }
+
+    /// Whether a unit is one of the first by rank, without the primary.
+    fn is_chosen(&self, now: Time, group: usize, unit: Option<PeerId>) -> bool {
+        let invited = self.groups[group].invited.map(|(peer, _)| peer);
+        let primary = match self.groups[group].state {
+            State::Primary if unit.is_some() && invited == unit => return true,
+            State::Primary => None,
+            _ => match self.alive_primary(group) {
+                Some(peer) => Some(peer),
+                None => return true,
+            },
+        };
+        if unit == primary {
+            return true;
+        }
+        let Some(own) = self.standing(now, group, unit) else {
+            return false;
+        };
+        let all = self.known_places().map(Some).chain([None]);
+        let others = all.filter(|other| *other != primary && *other != unit);
+        let better = others
+            .filter_map(|other| self.standing(now, group, other))
+            .filter(|other| *other > own);
+        better.count() < usize::from(self.copies)
+    }
+
+    /// What ranks a unit among those that could hold a group; the highest come first. None if it
+    /// is not there.
+    fn standing(&self, now: Time, group: usize, unit: Option<PeerId>) -> Option<impl Ord + use<>> {
+        let candidate: Candidate<'_> = match unit {
+            None => self.own_candidate(now, group),
+            Some(id) => {
+                let peer = &self.peers[id.index()];
+                let heard = peer.link_heard.is_some_and(|at| now.since(at) < GONE_AFTER);
+                let is_there = peer.linked || heard && !peer.goodbye && !peer.ended;
+                if !is_there || !peer.groups[group].known {
+                    return None;
+                }
+                self.candidate(now, group, id)
+            }
+        };
+        let can_serve = self.monitor.is_empty() || candidate.ports_up > 0;
+        let score = config::score(candidate.name, &self.groups[group].name);
+        Some((
+            (can_serve, self.gathers(group, unit), !candidate.maintenance),
+            (candidate.ports_up, candidate.priority),
+            (score, Reverse(candidate.name.to_owned())),
+        ))
+    }
+
+    /// Whether a unit is primary of the whole group that a slot is a part of: it gets the slot if
+    /// no link leads to it (see `handover.rs`), and must have the sessions by then.
+    fn gathers(&self, group: usize, unit: Option<PeerId>) -> bool {
+        let Some(whole) = self.groups[group].part_of.map(|whole| usize::from(whole.0)) else {
+            return false;
+        };
+        match self.groups[whole].state {
+            State::Primary => unit.is_none(),
+            _ => unit.is_some() && unit == self.alive_primary(whole),
+        }
+    }
+
+    /// Makes a peer that holds nothing of a group one of its holders for a while, so that the group
+    /// can be handed over to it soon. Returns why it can't be handed over now.
+    pub(super) fn invite(&mut self, now: Time, group: usize, peer: PeerId) -> HandoverError {
+        self.groups[group].invited = Some((peer, now + INVITED_FOR));
+        self.choose_holders(now, group);
+        HandoverError::NotHolder {
+            peer: self.peers[peer.index()].name.clone(),
+            group: self.groups[group].name.clone(),
+        }
+    }
+
+    /// Until when this unit, which does not hold a group, leaves it to a living unit that does.
+    pub(super) fn holders_first(&self, group: usize, since: Time) -> Option<Time> {
+        if self.copies == 0 || self.groups[group].ready {
+            return None;
+        }
+        let could = |peer: &super::ElectionPeer| {
+            let can_serve = self.monitor.is_empty() || peer.ports_up > 0;
+            peer.alive && peer.groups[group].ready && can_serve
+        };
+        let held = self.peers.iter().any(could);
+        held.then_some(since + HOLDERS_FIRST)
+    }
+}
