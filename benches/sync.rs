@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tandemgw_core::config::{Config, parse};
+use tandemgw_core::evidence::{Heard, Holders};
 use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, PeerId, PortId, Protocol};
 use tandemgw_core::packet::{TcpFlags, TcpSegment};
 use tandemgw_core::policy::Ruleset;
@@ -34,6 +35,9 @@ fn main() {
     snapshot(&mut a, &mut b);
     new_sessions(&mut a, &mut b, sessions);
     repair(&mut a, &mut b);
+    for (peers, copies) in [(1, 0), (2, 0), (3, 0), (3, 2)] {
+        fan_out(peers, copies);
+    }
     for unit in [&a, &b] {
         unit.store.check_invariants();
         unit.sync.check_invariants(unit.store.journal());
@@ -145,6 +149,75 @@ fn repair(a: &mut Unit, b: &mut Unit) {
     );
 }
 
+/// New sessions of a unit with several peers, of which `copies` are to hold them, or all.
+fn fan_out(peers: usize, copies: u32) {
+    const NAMES: [&str; 3] = ["gw-b", "gw-c", "gw-d"];
+    let mut a = Unit::with_peers("gw-a", &NAMES[..peers], 200_000);
+    a.sync.set_sending(GROUP, Some(1), a.store.journal_mut());
+    let mut others: Vec<Unit> = (0..peers)
+        .map(|at| Unit::new(NAMES[at], "gw-a", 200_000))
+        .collect();
+    for (at, other) in others.iter_mut().enumerate() {
+        let peer = PeerId(at as u8);
+        a.sync.peer_connected(peer, a.store.journal_mut());
+        other.sync.peer_connected(PEER, other.store.journal_mut());
+    }
+    tell_all(&mut a, &mut others);
+    if copies > 0 {
+        let peers = (0..copies as u8).map(PeerId).collect();
+        a.sync
+            .set_holders(GROUP, Holders::Of { peers, copies }, a.now);
+        for (at, other) in (0..).zip(&others) {
+            let (by_link, at_all) = (Some(other.process), Some(other.process));
+            a.sync.set_heard(PeerId(at), Heard { by_link, at_all });
+        }
+        for _ in 0..8 {
+            a.now = a.now + Duration::from_secs(1);
+            tell_all(&mut a, &mut others);
+        }
+    }
+    let mut sender = Duration::ZERO;
+    for burst in 0..1000 {
+        for n in 0..BURST {
+            a.insert(burst * BURST + n);
+        }
+        sender += tell_all(&mut a, &mut others);
+    }
+    let told = others.iter().filter(|it| !it.store.table().is_empty());
+    println!(
+        "new session, {peers} peers, {} hold it: {:.3} µs of the sender",
+        told.count(),
+        ms(sender) * 1e3 / f64::from(1000 * BURST),
+    );
+}
+
+/// Lets all talk until nobody has anything to say; returns what that costs the first one.
+fn tell_all(a: &mut Unit, others: &mut [Unit]) -> Duration {
+    let mut sender = Duration::ZERO;
+    let mut outs = vec![Vec::with_capacity(1 << 16); others.len()];
+    loop {
+        let mut busy = false;
+        // In one turn, as the event loop does it.
+        let start = thread_time();
+        for (at, out) in outs.iter_mut().enumerate() {
+            out.clear();
+            busy |= a.transmit_to(PeerId(at as u8), out) || !out.is_empty();
+        }
+        sender += thread_time().saturating_sub(start);
+        for (at, (other, out)) in others.iter_mut().zip(&mut outs).enumerate() {
+            busy |= other.receive(out).0;
+            out.clear();
+            busy |= other.transmit(out) || !out.is_empty();
+            let start = thread_time();
+            a.receive_from(PeerId(at as u8), out);
+            sender += thread_time().saturating_sub(start);
+        }
+        if !busy {
+            return sender;
+        }
+    }
+}
+
 #[derive(Default)]
 struct Cost {
     sender: Duration,
@@ -188,20 +261,26 @@ struct Unit {
     store: SessionStore,
     sync: Replicator,
     now: Time,
+    process: u64,
 }
 
 impl Unit {
     fn new(name: &str, peer: &str, max_sessions: u32) -> Unit {
-        let config = config(name, peer, max_sessions);
+        Unit::with_peers(name, &[peer], max_sessions)
+    }
+
+    fn with_peers(name: &str, peers: &[&str], max_sessions: u32) -> Unit {
+        let config = config(name, peers, max_sessions);
+        let process = u64::from(max_sessions);
         let keys = Keys {
             nat: [1; 16],
             table: [2; 16],
         };
         Unit {
             store: SessionStore::new(&config, &keys),
-            sync: Replicator::new(&config, u64::from(max_sessions), &Ruleset::new(&config))
-                .expect("it has [ha]"),
+            sync: Replicator::new(&config, process, &Ruleset::new(&config)).expect("it has [ha]"),
             now: NOW,
+            process,
         }
     }
 
@@ -236,19 +315,29 @@ impl Unit {
     }
 
     fn transmit(&mut self, out: &mut Vec<u8>) -> bool {
+        self.transmit_to(PEER, out)
+    }
+
+    fn transmit_to(&mut self, peer: PeerId, out: &mut Vec<u8>) -> bool {
         self.sync
-            .poll_transmit(PEER, out, 64 * 1024, &mut self.store, self.now)
+            .poll_transmit(peer, out, 64 * 1024, &mut self.store, self.now)
     }
 
     /// Takes all; returns whether anything was there, and the longest call.
-    fn receive(&mut self, mut bytes: &[u8]) -> (bool, Duration) {
+    fn receive(&mut self, bytes: &[u8]) -> (bool, Duration) {
+        self.receive_from(PEER, bytes)
+    }
+
+    fn receive_from(&mut self, peer: PeerId, mut bytes: &[u8]) -> (bool, Duration) {
         let mut longest = Duration::ZERO;
         loop {
-            let Unit { store, sync, now } = self;
+            let Unit {
+                store, sync, now, ..
+            } = self;
             let mut context = Context { store, now: *now };
             let start = Instant::now();
             let done = sync
-                .receive(PEER, bytes, &mut context)
+                .receive(peer, bytes, &mut context)
                 .expect("an honest peer");
             longest = longest.max(start.elapsed());
             while sync.poll_event().is_some() {}
@@ -260,7 +349,17 @@ impl Unit {
     }
 }
 
-fn config(name: &str, peer: &str, max_sessions: u32) -> Config {
+fn config(name: &str, peers: &[&str], max_sessions: u32) -> Config {
+    let peers: Vec<String> = (peers.iter().enumerate())
+        .map(|(at, name)| {
+            let (octet, key) = (at + 2, b'A' + at as u8);
+            format!(
+                r#"{{ name = "{name}", addresses = ["172.16.0.{octet}:7700"], public-key = "{}AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" }}"#,
+                char::from(key)
+            )
+        })
+        .collect();
+    let peers = peers.join(", ");
     let text = format!(
         r#"
         node = {{ name = "{name}", key = "k", max-sessions = {max_sessions} }}
@@ -272,7 +371,7 @@ fn config(name: &str, peer: &str, max_sessions: u32) -> Config {
         [ha]
         group-id = 7
         link = [{{ interface = "e2", listen = "172.16.0.1:7700" }}]
-        peer = [{{ name = "{peer}", addresses = ["172.16.0.2:7700"], public-key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" }}]
+        peer = [{peers}]
         "#
     );
     match parse(Path::new("bench.toml"), &text) {

@@ -46,6 +46,11 @@ impl Refused {
         self.count(group) == 0 && !self.has_unnamed(group)
     }
 
+    /// Whether the peer may hold everything.
+    pub fn is_clear(&self) -> bool {
+        self.counts.iter().all(|count| *count == 0) && !self.unnamed.contains(&true)
+    }
+
     /// The peer has named a session of `group`. No effect for a group that does not exist.
     pub fn add(&mut self, id: SessionId, group: GroupId) {
         let Some(count) = self.counts.get_mut(usize::from(group.0)) else {

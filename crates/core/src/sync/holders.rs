@@ -42,7 +42,7 @@ pub(super) struct Dropping {
 impl Replicator {
     /// Says which peers are to hold `group`, of which this unit is primary. When it becomes primary
     /// of a group, that is all of them.
-    pub(crate) fn set_holders(&mut self, group: GroupId, holders: Holders, now: Time) {
+    pub fn set_holders(&mut self, group: GroupId, holders: Holders, now: Time) {
         let index = usize::from(group.0);
         let Some(before) = self.holders.get(index).copied() else {
             return;

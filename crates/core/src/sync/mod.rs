@@ -16,6 +16,7 @@ pub mod codec;
 pub mod message;
 
 mod error;
+mod fanned;
 mod hello;
 mod holders;
 mod install;
@@ -47,6 +48,7 @@ use crate::policy::Ruleset;
 use crate::push::message as push;
 use crate::store::{Journal, SessionStore};
 use crate::time::Time;
+use fanned::Fanned;
 use holders::Dropping;
 use peer::{Authority, SyncPeer};
 use progress::Untold;
@@ -167,6 +169,7 @@ pub struct Replicator {
     /// By group of which this unit is primary: who is to hold it.
     holders: Vec<Holders>,
     dropping: Option<Dropping>,
+    fanned: Fanned,
     events: VecDeque<SyncEvent>,
     untold: Untold,
     counters: Counters,
@@ -192,6 +195,7 @@ impl Replicator {
             held: vec![Holding::default(); groups],
             holders: vec![Holders::All; groups],
             dropping: None,
+            fanned: Fanned::default(),
             events: VecDeque::new(),
             untold: Untold::new(ha.peers.len(), groups),
             counters: Counters::default(),

@@ -511,6 +511,48 @@ fn a_session_arrives_and_its_port_is_reserved() {
     );
 }
 
+/// What one peer was sent goes to the other one as it is, although the session has counted a packet
+/// meanwhile; not if that one is told of something else, or has refused something.
+#[test]
+fn a_record_is_encoded_once() {
+    let mut world = World::new(3, 1);
+    world.units[0].set_sending(G, Some(1));
+    world.calm(3);
+    for (n, refuses) in [(1, false), (2, true)] {
+        let id = open_numbered(&mut world, n);
+        let (unit, now) = (&mut world.units[0], world.now);
+        if refuses {
+            let refused = unit.store.journal_mut().refused_mut(1).unwrap();
+            refused.add(SessionId(900), G);
+        }
+        let written = [0, 1].map(|peer| {
+            let (mut out, store) = (Vec::new(), &mut unit.store);
+            unit.sync
+                .poll_transmit(PeerId(peer), &mut out, 10_000, store, now);
+            let counted = store.edit(id, |session, _| {
+                session.record(Direction::Original, 60, now.tick());
+            });
+            counted.expect("it exists");
+            out
+        });
+        assert!(written[0].len() > 40, "{} bytes", written[0].len());
+        assert_eq!(written[0] == written[1], !refuses);
+        assert_eq!(unit.sync.traffic(PeerId(0)), unit.sync.traffic(PeerId(1)));
+        for (to, bytes) in (1..).zip(&written) {
+            world.pipes.get_mut(&(0, to)).unwrap().extend(bytes);
+        }
+        world.units[0]
+            .store
+            .journal_mut()
+            .refused_mut(1)
+            .unwrap()
+            .remove(SessionId(900), G);
+        world.calm(2);
+        assert!(world.units[0].is_synced(id));
+        world.assert_equal();
+    }
+}
+
 #[test]
 fn a_corrupted_standby_is_found_and_only_its_bucket_resent() {
     let mut world = pair();

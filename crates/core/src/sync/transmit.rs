@@ -156,14 +156,44 @@ impl Replicator {
 
     /// Writes changes up to the limit; returns whether there are no more.
     fn write_changes(&mut self, at: usize, out: &mut Vec<u8>, source: &mut Source<'_>) -> bool {
+        let (now, limit) = (source.now, source.limit);
+        let (peer, journal) = (&mut self.peers[at], source.store.journal_mut());
+        if peer.sender.told.iter().all(Option::is_none) {
+            journal.log_mut().skip_to_end(at);
+        }
+        let (from, start) = (journal.log().read_up_to(at), out.len());
+        let place = (journal, now.tick());
+        let at_end = match self.fanned.repeat(at, peer, out, limit, place) {
+            Some(sessions) => {
+                self.counters.sent += sessions;
+                true
+            }
+            None => {
+                let before = (self.counters.sent, peer.traffic.changes_sent);
+                let at_end = self.encode_changes(at, out, source);
+                if at_end && out.len() > start && self.peers.len() > 1 {
+                    let peer = &self.peers[at];
+                    let (sessions, changes) = (self.counters.sent, peer.traffic.changes_sent);
+                    let counts = (sessions - before.0, changes - before.1);
+                    let written = (&out[start..], counts);
+                    let last = source.store.journal().log().last();
+                    self.fanned.keep((from, last, now.tick()), peer, written);
+                }
+                at_end
+            }
+        };
+        let (log, sender) = (source.store.journal().log(), &mut self.peers[at].sender);
+        sender.settle(log.read_up_to(at), log.last(), now);
+        at_end
+    }
+
+    /// Encodes changes up to the limit; returns whether there are no more.
+    fn encode_changes(&mut self, at: usize, out: &mut Vec<u8>, source: &mut Source<'_>) -> bool {
         let SyncPeer {
             sender, traffic, ..
         } = &mut self.peers[at];
         let (now, limit) = (source.now, source.limit);
         let (table, book, journal) = source.store.to_read();
-        if sender.told.iter().all(Option::is_none) {
-            journal.log_mut().skip_to_end(at);
-        }
         let mut batch = None;
         let mut at_end = false;
         for _ in 0..CHANGES_PER_CALL {
@@ -202,7 +232,6 @@ impl Replicator {
             sender.sent = journal.log().read_up_to(at);
             codec::end_batch(out, start, sender.sent);
         }
-        sender.settle(journal.log().read_up_to(at), journal.log().last(), now);
         at_end
     }
 
