@@ -33,6 +33,7 @@ mod explain;
 mod fast_path;
 mod forged;
 mod forward;
+mod groups;
 mod guarantee;
 mod handover;
 mod health;

@@ -367,7 +367,8 @@ impl Keeper {
                 let edits = self.steering.readdress(&config);
                 let done = edits.iter().map(|edit| self.steering.carry_out(edit));
                 let errors = done.filter_map(Result::err);
-                let warnings = errors.map(|error| format!("the route of a pool address: {error}"));
+                let warnings =
+                    errors.map(|error| format!("the route of an address or network: {error}"));
                 self.readdressing
                     .get_or_insert_default()
                     .extend(warnings.collect::<Vec<_>>());

@@ -426,6 +426,9 @@ fn reload_classes() -> String {
         let (live, restart) = match (live.is_empty(), restart.is_empty()) {
             (true, _) => (String::new(), "all of it".to_owned()),
             (_, true) => ("all of it".to_owned(), String::new()),
+            _ if live.iter().any(|row| row.key == "name") => {
+                (format!("added, removed; {}", keys(&live)), keys(&restart))
+            }
             _ if table.repeated => {
                 let restart = keys(&restart);
                 (keys(&live), format!("added, removed, renamed; {restart}"))

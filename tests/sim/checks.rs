@@ -43,7 +43,7 @@ impl World {
     pub fn check_rivals(&mut self) {
         self.check_risings();
         self.note_apart();
-        for group in 0..self.shape.all_groups() {
+        for group in 0..self.groups() {
             let primaries = self.primaries(group);
             if primaries.len() > 1 {
                 self.last_dual[group] = Some(self.now);
@@ -323,7 +323,7 @@ impl World {
 
     /// One primary a group, and nothing changes any more.
     pub fn check_one_primary(&self) {
-        for group in 0..self.shape.all_groups() {
+        for group in 0..self.groups() {
             let primaries = self.primaries(group);
             assert_eq!(
                 primaries.len(),
@@ -344,7 +344,7 @@ impl World {
                 "a table beyond its limit"
             );
             let cluster = gateway.cluster().expect("a cluster");
-            for group in 0..self.shape.all_groups() {
+            for group in 0..self.groups() {
                 let id = GroupId(group as u8);
                 if !self.is_holder(unit, group) {
                     self.check_holds_nothing(unit, id);

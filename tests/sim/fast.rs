@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tandemgw_core::fast_path::Memory;
-use tandemgw_core::flow::{GroupId, PortId};
+use tandemgw_core::flow::{GroupId, MAX_GROUPS, PortId};
 use tandemgw_core::gateway::{Gateway, Role};
 use testkit::fast_path::{Forwarded, Program};
 
@@ -23,7 +23,7 @@ const LEASE: Duration = Duration::from_micros(2500);
 
 /// The program in the kernel of a unit that starts.
 pub fn program_for(gateway: &mut Gateway) -> Program {
-    let memory = Memory::unshared(gateway.config().groups.len(), ROOM);
+    let memory = Memory::unshared(MAX_GROUPS, ROOM);
     gateway.use_fast_path(memory, true);
     for port in 0..gateway.config().ports.len() {
         let interface = Some(FIRST + port as u32);

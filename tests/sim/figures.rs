@@ -77,7 +77,11 @@ impl World {
     /// Compares what the unit says of each peer in each group with what the peer holds.
     pub fn check_figures(&mut self, turn: &Turn) {
         self.note_condition();
-        if !self.is_calm(CALM) || self.liar.is_some() || self.shape.lacks.is_some() {
+        if !self.is_calm(CALM)
+            || self.liar.is_some()
+            || self.shape.lacks.is_some()
+            || self.shape.regrouped
+        {
             return;
         }
         for group in (0..self.shape.all_groups()).map(|group| GroupId(group as u8)) {

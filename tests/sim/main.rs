@@ -15,6 +15,7 @@ mod copies;
 mod fast;
 mod faults;
 mod figures;
+mod group_places;
 mod groups;
 mod guarantee;
 mod hosts;

@@ -32,6 +32,8 @@ pub struct Shape {
     pub small: Option<usize>,
     /// The unit that does not have the last group, nor addresses on its ports.
     pub lacks: Option<usize>,
+    /// The last group comes and goes.
+    pub regrouped: bool,
     /// Packets may come to any unit.
     pub asymmetric: bool,
     /// Each group is cut into so many slots; 0 if it is not. Needs `asymmetric`.
@@ -61,6 +63,7 @@ impl Shape {
         max_sessions: 256,
         small: None,
         lacks: None,
+        regrouped: false,
         asymmetric: false,
         slots: 0,
         fast: false,
@@ -117,13 +120,14 @@ impl Shape {
     }
 
     /// The groups that a unit has.
-    fn groups_of(&self, unit: usize) -> usize {
-        self.groups - usize::from(self.lacks == Some(unit))
+    fn groups_of(&self, unit: usize, rules: &Rules) -> usize {
+        let lacks = self.lacks == Some(unit) || rules.without_last_group;
+        self.groups - usize::from(lacks)
     }
 
     /// Whether a unit has the streams of a group.
     pub fn multicast_at(&self, unit: usize, group: usize) -> bool {
-        self.has_streams(group) && group < self.groups_of(unit)
+        self.has_streams(group) && group < self.groups - usize::from(self.lacks == Some(unit))
     }
 
     /// The segment that the streams of a group lead to.
@@ -137,7 +141,7 @@ impl Shape {
     }
 
     fn text(&self, unit: usize, rules: &Rules) -> String {
-        let groups = self.groups_of(unit);
+        let groups = self.groups_of(unit, rules);
         let mut text = format!("[node]\nname = \"{}\"\nkey = \"key\"\n", NAMES[unit]);
         for port in 0..self.ports() {
             let segments = self.segments_of(port).filter(|it| it / 2 < groups);

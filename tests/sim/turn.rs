@@ -92,9 +92,9 @@ impl World {
     /// The roles and terms of a unit, by group; not followed where units do not have the same
     /// groups.
     pub fn known_reigns(&self, turn: &Turn) -> Vec<(Role, u64)> {
-        match self.shape.lacks {
-            None => self.reigns_of(turn),
-            Some(_) => Vec::new(),
+        match self.shape.lacks.is_some() || self.shape.regrouped {
+            false => self.reigns_of(turn),
+            true => Vec::new(),
         }
     }
 

@@ -338,7 +338,8 @@ impl PolicyId {
     pub const NONE: PolicyId = PolicyId(u16::MAX);
 }
 
-/// A group of virtual addresses that moves as one: an index into the configured groups.
+/// A group of virtual addresses that moves as one: its place, below [`MAX_GROUPS`], which it keeps
+/// until a reload removes it. At the start that is the index of its table in the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u8);
 
@@ -358,6 +359,12 @@ impl GroupSet {
     /// Takes a group out.
     pub fn remove(&mut self, group: GroupId) {
         self.0 &= !(1 << (group.0 & 63));
+    }
+
+    /// Its groups, by place.
+    pub fn iter(self) -> impl Iterator<Item = GroupId> + Clone {
+        let all = (0..MAX_GROUPS).map(|place| GroupId(place as u8));
+        all.filter(move |group| self.contains(*group))
     }
 
     /// Whether `group` is in it.

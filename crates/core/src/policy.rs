@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use crate::config::{Action, Config, MulticastPolicy, Nat, Policy, Service};
-use crate::flow::{Addr, FlowKey, GroupId, PolicyId, PortId, Protocol};
+use crate::flow::{Addr, FlowKey, PolicyId, PortId, Protocol};
 
 use index::Index;
 
@@ -402,20 +402,19 @@ fn canonical(config: &Config) -> Vec<(String, String)> {
     let ports = ports.filter(|port| !port.virtual_addresses.is_empty());
     // An item for each group, so that a unit that lacks one agrees about the others.
     let ports = ports.flat_map(|port| {
-        let groups = (0..).map(GroupId).zip(&config.groups);
-        groups.filter_map(|(id, group)| {
+        config.known_groups().filter_map(|(id, group)| {
             let addresses = port.virtual_addresses.iter();
             let addresses = addresses.filter(|own| own.group == id);
             let addresses = sorted(addresses.map(|own| format!("{} {}", own.addr, own.network)));
             let text = format!("port {:?} {:?} {addresses:?}", port.name, group.name);
-            let name = match config.groups.len() {
+            let name = match config.known_groups().count() {
                 1 => format!("port {}", port.name),
                 _ => format!("port {} (group {})", port.name, group.name),
             };
             (!addresses.is_empty()).then_some((name, text))
         })
     });
-    let groups = config.groups.iter().map(|group| {
+    let groups = config.known_groups().map(|(_, group)| {
         let text = format!("group {:?}", group.name);
         (format!("group {}", group.name), text)
     });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tandemgw_core::config::{Config, Port};
 use tandemgw_core::control::FastPathState;
-use tandemgw_core::flow::PortId;
+use tandemgw_core::flow::{MAX_GROUPS, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
@@ -52,7 +52,7 @@ impl FastPorts {
             return FastPorts::default();
         }
         let sessions = config.node.max_sessions.min(MOST_SESSIONS);
-        let kernel = FastPath::load(sessions, config.groups.len() as u32);
+        let kernel = FastPath::load(sessions, MAX_GROUPS as u32);
         let ports = config.ports.iter();
         FastPorts {
             kernel: Some(kernel.map_err(|error| error.to_string())),

@@ -1,26 +1,29 @@
-//! Routes to the addresses of pools and forwards, when these change while the gateway runs.
+//! Routes to the addresses of the gateway and to the networks of its ports, when these change while
+//! it runs.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use ipnet::IpNet;
 
 use super::{
-    KernelRoute, METRIC, NetlinkError, PROTOCOL, Plan, PortPlan, Steering, TABLE_MAIN, net_family,
+    KernelRoute, METRIC, NetlinkError, PROTOCOL, Plan, PortPlan, Steering, TABLE_MAIN, link_local,
+    net_family,
 };
 use tandemgw_core::config::Config;
+use tandemgw_core::in_quotes::InQuotes;
 
-/// A change of the routes to addresses of pools and forwards.
+/// A change of the routes to addresses of the gateway, or to networks of its ports.
 #[derive(Debug)]
 pub enum RouteEdit {
-    /// The address is new.
+    /// The address or network is new.
     Add(KernelRoute),
-    /// The address was removed.
+    /// It was removed.
     Remove(KernelRoute),
 }
 
 impl Steering {
-    /// The changes needed for new addresses of pools and forwards, in a config with the same ports.
-    /// Carry them out one after the other with [`carry_out`](Self::carry_out).
+    /// The changes needed for new addresses, in a config with the same ports. Carry them out one
+    /// after the other with [`carry_out`](Self::carry_out).
     pub fn readdress(&mut self, config: &Config) -> VecDeque<RouteEdit> {
         let plan = &mut self.plan;
         let tuns: Vec<u32> = plan.ports.iter().map(|port| port.tun).collect();
@@ -37,13 +40,21 @@ impl Steering {
         let (before, after) = (routes(plan), routes(&wanted));
         let gone = before.iter().filter(|(key, _)| !after.contains_key(key));
         let new = after.iter().filter(|(key, _)| !before.contains_key(key));
-        let changes = gone
+        let changes: VecDeque<RouteEdit> = gone
             .map(|(_, route)| RouteEdit::Remove(route.clone()))
             .chain(new.map(|(_, route)| RouteEdit::Add(route.clone())))
             .collect();
-        for (port, wanted) in plan.ports.iter_mut().zip(wanted.ports) {
-            port.addresses = wanted.addresses;
-        }
+        let networks: Vec<Vec<IpNet>> = (plan.ports.iter_mut().zip(wanted.ports))
+            .map(|(port, wanted)| {
+                port.addresses = wanted.addresses;
+                std::mem::replace(&mut port.networks, wanted.networks)
+            })
+            .collect();
+        let routes = self.follow_networks(networks).unwrap_or_else(|error| {
+            let error = InQuotes(&error);
+            log::warn!("routes to networks not changed error={error} effect=\"an audit does it\"");
+            Vec::new()
+        });
         let indexes: BTreeMap<String, u32> = self
             .barrier
             .posts()
@@ -51,7 +62,37 @@ impl Steering {
             .filter_map(|post| Some((post.interface.clone(), post.index?)))
             .collect();
         self.raise_barrier(|name| indexes.get(name).copied());
-        changes
+        routes.into_iter().chain(changes).collect()
+    }
+
+    /// The changes of routes to the networks of ports, which were these `before`. An interface with
+    /// its first IPv6 network gets an address there.
+    fn follow_networks(&mut self, before: Vec<Vec<IpNet>>) -> Result<Vec<RouteEdit>, NetlinkError> {
+        let (netlink, plan) = (&mut self.netlink, &mut self.plan);
+        let mut edits = Vec::new();
+        for (port, before) in plan.ports.iter_mut().zip(before) {
+            if port.networks == before {
+                continue;
+            }
+            let links = netlink.links()?;
+            let Some(link) = links.iter().find(|link| link.name == port.interface) else {
+                continue;
+            };
+            let addresses = netlink.addresses_of(link.index)?;
+            link_local::ensure(netlink, port, link, &addresses);
+            let routes = |port: &PortPlan| -> Vec<KernelRoute> {
+                port.network_routes(&plan.families, link, &addresses, |_| true)
+            };
+            let new = routes(port);
+            let networks = std::mem::replace(&mut port.networks, before);
+            let old = routes(port);
+            port.networks = networks;
+            let gone = old.iter().filter(|route| !new.contains(route)).cloned();
+            edits.extend(gone.map(RouteEdit::Remove));
+            let new = new.into_iter().filter(|route| !old.contains(route));
+            edits.extend(new.map(RouteEdit::Add));
+        }
+        Ok(edits)
     }
 
     /// Carries out a change: one system call.

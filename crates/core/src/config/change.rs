@@ -12,11 +12,12 @@ use ipnet::IpNet;
 use super::field::Owner;
 use super::network::group_of;
 use super::options::{Live, Reload};
+use super::places::Network;
 use super::{
-    Config, Forward, Group, Ha, HaPeer, LinkMonitor, LocalIn, MulticastJoin, MulticastPolicy,
-    NatPool, Policy, Port, Witness, slots,
+    Config, Forward, Ha, HaPeer, LinkMonitor, LocalIn, MulticastJoin, MulticastPolicy, NatPool,
+    Policy, Port, Witness, slots,
 };
-use crate::flow::{Addr, PortId};
+use crate::flow::{Addr, GroupId, PortId};
 
 /// A changed key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ impl Change {
         let Config {
             node,
             ports,
-            groups,
+            groups: _,
             policies: _,
             nat_pools: _,
             forwards: _,
@@ -67,9 +68,9 @@ impl Change {
             waiting: Vec::new(),
         };
         change.config.node = change.part("node", &running.node, node);
+        change.network_and_rules(running, wanted);
         change.ports(&running.ports, ports);
-        change.groups(&running.groups, groups);
-        change.rules(running, wanted);
+        change.groups(running, wanted);
         change.link_monitors(running, wanted);
         compare_lists(&mut change.waiting, "local-in", &running.local_in, local_in);
         change.config.timeouts = change.part("timeouts", &running.timeouts, timeouts);
@@ -126,22 +127,25 @@ impl Change {
     fn ports(&mut self, old: &[Port], new: &[Port]) {
         let same = compare_names(&mut self.waiting, "port", names(old), names(new));
         for (old_at, new_at) in same {
-            let (old, new) = (&old[old_at], &new[new_at]);
-            self.config.ports[old_at] = self.part(&format!("port.{}", old.name), old, new);
+            let (name, old) = (&old[old_at].name, self.config.ports[old_at].clone());
+            // Their addresses are compared apart.
+            let new = Port {
+                virtual_addresses: old.virtual_addresses.clone(),
+                link_local: old.link_local.clone(),
+                ..new[new_at].clone()
+            };
+            self.config.ports[old_at] = self.part(&format!("port.{name}"), &old, &new);
         }
     }
 
-    fn groups(&mut self, old: &[Group], new: &[Group]) {
-        let declared = |groups: &[Group]| -> Vec<Group> {
-            let own = groups.iter().filter(|group| group.part_of.is_none());
-            own.cloned().collect()
-        };
-        let (declared_old, declared_new) = (declared(old), declared(new));
-        let names_of = (names(&declared_old), names(&declared_new));
-        let same = compare_names(&mut self.waiting, "group", names_of.0, names_of.1);
-        for (old_at, new_at) in same {
-            let (old, new) = (&old[old_at], &new[new_at]);
-            self.config.groups[old_at] = self.part(&format!("group.{}", old.name), old, new);
+    /// The options of groups that stay.
+    fn groups(&mut self, running: &Config, wanted: &Config) {
+        for (place, old) in running.declared_groups() {
+            let mut new = wanted.declared_groups().map(|(_, group)| group);
+            if let Some(new) = new.find(|new| new.name == old.name) {
+                let part = self.part(&format!("group.{}", old.name), old, new);
+                self.config.groups[usize::from(place.0)] = part;
+            }
         }
     }
 
@@ -161,17 +165,35 @@ impl Change {
         }
     }
 
-    /// Policies, pools and forwards: all of them or none, since they refer to each other.
-    fn rules(&mut self, running: &Config, wanted: &Config) {
-        let (policies, forwards) = match translate_rules(running, wanted) {
-            Ok(rules) => rules,
-            Err(why) => {
-                return self.wait(
-                    "policy, nat-pool, forward",
-                    &format!("all as before until a restart: {why}"),
-                );
-            }
+    /// Groups and virtual addresses, then policies, pools and forwards: all of them or none, since
+    /// they refer to each other. Rules for the addresses that are there may come before others.
+    fn network_and_rules(&mut self, running: &Config, wanted: &Config) {
+        let (network, mut why) = match Network::adopt(running, wanted) {
+            Ok(network) => (network, None),
+            Err(waits) => (Network::of(running), Some(waits.to_string())),
         };
+        self.config.ports = network.ports;
+        self.config.groups = network.groups;
+        match translate_rules(&self.config, wanted) {
+            Ok(rules) => self.rules(running, wanted, rules),
+            Err(not_yet) => {
+                let rules = "policy, nat-pool, forward";
+                let what = format!("all as before until a restart: {not_yet}");
+                self.wait(rules, &what);
+                why.get_or_insert_with(|| format!("with the policies: {not_yet}"));
+            }
+        }
+        let Some(why) = why else {
+            let live = network_differences(&mut self.applied, running, wanted, None);
+            self.live.extend(live);
+            return;
+        };
+        (self.config.ports, self.config.groups) = (running.ports.clone(), running.groups.clone());
+        network_differences(&mut self.waiting, running, wanted, Some(&why));
+    }
+
+    /// Policies, pools and forwards that can be in force.
+    fn rules(&mut self, running: &Config, wanted: &Config, (policies, forwards): Rules) {
         let pools = &wanted.nat_pools;
         self.list(Live::NatPools, "nat-pool", &running.nat_pools, pools);
         self.list(Live::Policies, "policy", &running.policies, &policies);
@@ -347,10 +369,56 @@ impl fmt::Display for NotYet {
     }
 }
 
+/// Notes which groups came and went, and which ports have other addresses; with `why`, if they have
+/// to wait. Returns what must follow.
+fn network_differences(
+    to: &mut Vec<Difference>,
+    running: &Config,
+    wanted: &Config,
+    why: Option<&str>,
+) -> Vec<Live> {
+    let mut live = Vec::new();
+    let names = |config: &Config| -> BTreeSet<String> {
+        let groups = config.declared_groups();
+        groups.map(|(_, group)| group.name.clone()).collect()
+    };
+    let (before, after) = (names(running), names(wanted));
+    let because = why.map_or_else(String::new, |why| format!(": {why}"));
+    let mut note = |key: String, what: &str, option: Live| {
+        push(to, key, &format!("{what}{because}"));
+        live.push(option);
+    };
+    for name in after.difference(&before) {
+        note(format!("group.{name}"), "added", Live::Groups);
+    }
+    for name in before.difference(&after) {
+        note(format!("group.{name}"), "removed", Live::Groups);
+    }
+    for port in &running.ports {
+        let own = addresses_of(running, &port.name);
+        let changes = addresses_of(wanted, &port.name).is_some_and(|new| Some(new) != own);
+        if changes {
+            let key = format!("port.{}.virtual-addresses", port.name);
+            note(key, "changed", Live::VirtualAddresses);
+        }
+    }
+    live
+}
+
+/// The addresses of a port, in order, each with its network and the name of its group; none if
+/// there is no such port.
+fn addresses_of(config: &Config, port: &str) -> Option<Vec<(Addr, IpNet, String)>> {
+    let port = config.ports.iter().find(|it| it.name == port)?;
+    let group = |id: GroupId| config.groups[usize::from(id.0)].name.clone();
+    let all = port.virtual_addresses.iter().chain(&port.link_local);
+    let all = all.map(|own| (own.addr, own.network, group(own.group)));
+    Some(all.collect())
+}
+
 type Rules = (Vec<Policy>, Vec<Forward>);
 
-/// Policies and forwards of `wanted` in terms of the ports that run, or the reason why they have to
-/// wait.
+/// Policies and forwards of `wanted` in terms of the ports that run, with the addresses that they
+/// are to have, or the reason why they have to wait.
 fn translate_rules(running: &Config, wanted: &Config) -> Result<Rules, NotYet> {
     let translate = |ports: &[PortId]| translate_ports(ports, &wanted.ports, &running.ports);
     let mut policies = wanted.policies.clone();
@@ -460,7 +528,6 @@ macro_rules! named {
 
 named!(
     Port,
-    Group,
     LocalIn,
     MulticastPolicy,
     Policy,
@@ -628,7 +695,7 @@ pub(super) mod tests {
             "forwarded = true",
             "policy.p",
         ),
-        ("group.name", "\"g\"", "\"gg\"", "group.g"),
+        ("group.name", "\"h\"", "\"hh\"", "group.h"),
         (
             "group.ports",
             "ports = [\"lan\"]\n        p",
@@ -1117,7 +1184,9 @@ pub(super) mod tests {
             );
             let back = Change::new(&change.config, &running);
             assert!(back.waiting.is_empty(), "{option}: {:?}", back.waiting);
-            assert_eq!(back.config, running, "{option}");
+            let mut config = back.config;
+            config.groups.truncate(running.groups.len());
+            assert_eq!(config, running, "{option}");
         }
         assert!(left.is_empty(), "say what a change of these does: {left:?}");
     }

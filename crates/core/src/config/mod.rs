@@ -24,6 +24,7 @@ mod nodes;
 mod offload;
 mod options;
 mod parse;
+mod places;
 mod policy;
 mod reader;
 mod rows;
@@ -77,7 +78,8 @@ pub struct Config {
     pub node: Node,
     /// `[[port]]`, indexed by [`PortId`]; 1 to 512 of them.
     pub ports: Vec<Port>,
-    /// `[[group]]`, indexed by [`GroupId`]; without any, the one group `default`.
+    /// `[[group]]`, indexed by [`GroupId`]; without any, the one group `default`. After a reload a
+    /// place may be empty: see [`Group::exists`].
     pub groups: Vec<Group>,
     /// `[[policy]]`; the first match wins.
     pub policies: Vec<Policy>,

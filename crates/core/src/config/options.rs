@@ -62,6 +62,10 @@ pub enum Reload {
 /// matches all of them, so a change without an effect can't exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Live {
+    /// `virtual-addresses` of a `[[port]]`.
+    VirtualAddresses,
+    /// Groups that are added or removed, and their addresses.
+    Groups,
     /// `source-check` of a `[[port]]`.
     SourceCheck,
     /// `unsolicited-syn` of a `[[port]]`.
@@ -276,7 +280,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
 
     text("port", "name", "name, at most 11 of a-z 0-9 -", DefaultValue::Required, WHOLE, RESTART, "the name by which policies and peers know the port"),
     own(text("port", "interface", "interface", DefaultValue::Required, field!(Port.interface), RESTART, "the kernel's interface that the hosts are on")),
-    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), VIRTUAL_ADDRESSES, RESTART, "addresses that the gateway answers for, at most 4096 on all ports together; never addresses of the kernel. A link-local IPv6 address is one by which hosts find their router, and each port may have the same"),
+    list("port", "virtual-addresses", "address/prefix-length", DefaultValue::Absent("none"), VIRTUAL_ADDRESSES, Reload::Live(Live::VirtualAddresses), "addresses that the gateway answers for, at most 4096 on all ports together; never addresses of the kernel. A link-local IPv6 address is one by which hosts find their router, and each port may have the same"),
     flag("port", "source-check", true, field!(Port.source_check), Reload::Live(Live::SourceCheck), "drop a packet whose source the routing expects on another port (RFC 3704)"),
     choice("port", "unsolicited-syn", &["drop", "reject"], DefaultValue::Text("drop"), UNSOLICITED_SYN, Reload::Live(Live::UnsolicitedSyn), "what happens to a SYN for an address of the gateway that nobody has asked for: a reset would end attempts of two hosts to open a connection to each other at once (RFC 5382, REQ-4)"),
     flag("port", "routing-headers", true, field!(Port.routing_headers), Reload::Live(Live::RoutingHeaders), "forward IPv6 packets with a routing header that has segments left, such as those of segment routing; type 0 is always dropped (RFC 5095)"),
@@ -287,9 +291,9 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     option("port", "ports-per-source", OptionKind::Integer { min: 0, max: 10_000_000 }, DefaultValue::Absent("that of [limits]"), field!(Port.quotas.ports), Reload::Live(Live::PortQuotas), "external ports for UDP and ICMP that such a source may have"),
     option("port", "offload", OptionKind::Offload, DefaultValue::Text("auto"), field!(Port.offload), RESTART, "how packets go on: \"tun\" takes them from the kernel before it segments them and completes their checksums, which \"plain\" does not, at the cost of most of the throughput; with \"ebpf\" a program in the kernel (Linux 5.19) forwards those of established sessions between ports that have it, past packet filters of others; \"auto\" is \"ebpf\" where that can be had and would skip nothing of others, else \"tun\"; true and false mean \"tun\" and \"plain\""),
 
-    text("group", "name", "name", DefaultValue::Required, WHOLE, RESTART, "the name of the group; the same on all units"),
-    list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, RESTART, "ports whose virtual addresses all belong to the group"),
-    list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), WHOLE, RESTART, "single virtual addresses that belong to the group"),
+    text("group", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Groups), "the name of the group; the same on all units"),
+    list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Groups), "ports whose virtual addresses all belong to the group"),
+    list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Groups), "single virtual addresses that belong to the group"),
     own(option("group", "priority", OptionKind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary")),
     option("group", "distribute", OptionKind::Integer { min: 2, max: 32 }, DefaultValue::Absent("one unit serves all hosts"), field!(Group.distribute), RESTART, "cut the group into so many slots, which the units share out among them: each slot has some of the hosts, and packets may come to any unit"),
     list("group", "weights", "node name:0 to 100", DefaultValue::Absent("1 for each unit"), field!(Group.weights), Reload::Live(Live::Weights), "with `distribute`: the shares of units in the slots, such as `[\"gw-a:2\"]`; the same on all units"),
@@ -425,7 +429,7 @@ const VIRTUAL_ADDRESSES: Access = Access::Port(Field {
         let all = port.virtual_addresses.iter().chain(&port.link_local);
         Value::Addresses(all.copied().collect())
     },
-    // They need a restart, and the decoder reads them itself.
+    // A reload compares them with their groups, and the decoder reads them itself.
     set: |_, _| {},
 });
 

@@ -34,7 +34,8 @@ impl ConfigText {
                 continue;
             }
             self.index += 1;
-            let text = text(config, table.name, self.index - 1, full);
+            let place = place(config, table.name, self.index - 1);
+            let text = text(config, table.name, place, full);
             if !text.is_empty() {
                 return Some(text);
             }
@@ -50,10 +51,7 @@ fn count(config: &Config, table: &str) -> usize {
         // The only group of a config without groups.
         "group" if is_ungrouped(config) => 0,
         // Slots follow from their group.
-        "group" => {
-            let declared = config.groups.iter().filter(|it| it.part_of.is_none());
-            declared.count()
-        }
+        "group" => config.declared_groups().count(),
         "policy" => config.policies.len(),
         // Included files are part of the config, and what uses a name has its members.
         "" | "address" | "service" => 0,
@@ -72,9 +70,21 @@ fn count(config: &Config, table: &str) -> usize {
     }
 }
 
+/// Where the config keeps the table of that name with this index in the file.
+fn place(config: &Config, table: &str, index: usize) -> usize {
+    match table {
+        "group" => {
+            let place = config.declared_groups().nth(index);
+            place.map_or(index, |(place, _)| usize::from(place.0))
+        }
+        _ => index,
+    }
+}
+
 fn is_ungrouped(config: &Config) -> bool {
-    match &config.groups[..] {
-        [only] => only.name == "default" && only.priority.is_none(),
+    let mut groups = config.known_groups().map(|(_, group)| group);
+    match (groups.next(), groups.next()) {
+        (Some(only), None) => only.name == "default" && only.priority.is_none(),
         _ => false,
     }
 }

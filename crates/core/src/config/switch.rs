@@ -123,7 +123,11 @@ pub fn set_switch(running: &Config, key: &str, value: &str) -> Result<Switched, 
     let Some(ha) = &running.ha else {
         return Err(SwitchError::Standalone);
     };
-    if live == Live::Priority && running.groups.iter().all(|group| group.priority.is_some()) {
+    if live == Live::Priority
+        && running
+            .known_groups()
+            .all(|(_, group)| group.priority.is_some())
+    {
         return Err(SwitchError::GroupsHavePriorities);
     }
     let wrong = |why: String| SwitchError::Value {

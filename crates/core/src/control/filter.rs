@@ -114,7 +114,7 @@ fn condition(word: &str, config: &Config) -> Result<Condition, WordError> {
         "in" => known_port(value, config).map(|name| Condition::In(name.to_owned())),
         "out" => known_port(value, config).map(|name| Condition::Out(name.to_owned())),
         "group" => {
-            let names = config.groups.iter().map(|group| group.name.as_str());
+            let names = config.known_groups().map(|(_, group)| group.name.as_str());
             known("group", value, names).map(|name| Condition::Group(name.to_owned()))
         }
         "synced" => match value {

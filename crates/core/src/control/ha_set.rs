@@ -69,9 +69,9 @@ impl HaSet {
         }
         let HaSet { key, value, .. } = self;
         let switched = gateway.set_switch(now, key, value).map_err(bad_request)?;
-        let groups = &gateway.config().groups;
+        let groups = gateway.config().known_groups();
         let kept = groups
-            .iter()
+            .map(|(_, group)| group)
             .filter(|group| key == "priority" && group.priority.is_some())
             .map(|group| group.name.clone())
             .collect();

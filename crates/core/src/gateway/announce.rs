@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::Output;
-use crate::flow::{Addr, GroupId, PortId};
+use crate::flow::{Addr, GroupId, MAX_GROUPS, PortId};
 use crate::packet::neighbor;
 use crate::time::Time;
 
@@ -74,7 +74,7 @@ impl Announcer {
         let mut announcer = Announcer {
             repeats: 5,
             interval: Duration::from_secs(1),
-            pending: vec![None; config.groups.len()],
+            pending: vec![None; MAX_GROUPS],
             rounds: Default::default(),
             allowance: (PIECE, Time::ZERO),
             defended: BTreeMap::new(),

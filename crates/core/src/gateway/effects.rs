@@ -11,6 +11,8 @@ pub(super) struct Effects {
     pub rules: bool,
     /// The addresses that the gateway answers for, or translates to: the shell follows.
     pub addresses: bool,
+    /// There are other groups: election and replication follow.
+    pub groups: bool,
     /// A port that now checks sources may have sessions that fail the check.
     pub sources: bool,
     pub timeouts: bool,
@@ -50,7 +52,10 @@ impl Effects {
     fn add(&mut self, option: Live) {
         match option {
             Live::Policies => self.rules = true,
-            Live::NatPools | Live::Forwards => (self.rules, self.addresses) = (true, true),
+            Live::NatPools | Live::Forwards | Live::VirtualAddresses => {
+                (self.rules, self.addresses) = (true, true);
+            }
+            Live::Groups => (self.rules, self.addresses, self.groups) = (true, true, true),
             Live::SourceCheck => self.sources = true,
             Live::Timeouts => self.timeouts = true,
             Live::SessionsPerSource | Live::HalfOpenPerSource => self.source_limits = true,

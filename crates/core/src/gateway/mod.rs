@@ -24,6 +24,7 @@ mod explain;
 mod fast_path;
 mod forward;
 mod fragment;
+mod group_places;
 mod guarantee;
 mod hairpin;
 mod health;
@@ -203,7 +204,7 @@ impl Gateway {
         let mut gateway = Gateway {
             links: Links::new(config.ports.len()),
             routes: Routes::new(),
-            groups: Groups::new(config.groups.len()),
+            groups: Groups::new(),
             cluster: Cluster::new(&config, &mut random, now, &ruleset).map(Box::new),
             fragments: Fragments::new(&random.key()),
             identifications: Identifications::default(),

@@ -341,12 +341,37 @@ impl Cluster {
 
     /// Opens all streams again, since their Hello has what was before.
     fn greet_again(&mut self, now: Time, journal: &mut Journal) {
-        for peer in self.paths.peers() {
+        let left = self.close_streams(now, journal);
+        self.open_streams(now, left, journal);
+    }
+
+    /// Closes all streams, for [`Cluster::open_streams`].
+    pub(super) fn close_streams(
+        &mut self,
+        now: Time,
+        journal: &mut Journal,
+    ) -> Vec<(PeerId, LinkId)> {
+        let peers: Vec<PeerId> = self.paths.peers().collect();
+        let mut left = Vec::new();
+        for peer in peers {
             if let Some(link) = self.paths.peers[peer.index()].link.take() {
                 self.sync.peer_disconnected(peer, journal, now);
-                self.paths.leave(peer, link);
-                self.choose_link(now, peer, journal);
+                left.push((peer, link));
             }
+        }
+        left
+    }
+
+    /// Opens streams again that were closed.
+    pub(super) fn open_streams(
+        &mut self,
+        now: Time,
+        left: Vec<(PeerId, LinkId)>,
+        journal: &mut Journal,
+    ) {
+        for (peer, link) in left {
+            self.paths.leave(peer, link);
+            self.choose_link(now, peer, journal);
         }
     }
 }

@@ -15,7 +15,7 @@ use super::prepare::{
 };
 use super::revalidate::Scope;
 use super::rules::Basis;
-use super::{Cluster, Gateway};
+use super::{Cluster, Gateway, group_places};
 
 /// Differences that are named in one line of the log.
 const MOST_LOGGED: usize = 20;
@@ -59,8 +59,14 @@ impl Gateway {
             told,
         } = prepared;
         self.fast_path.stop_all();
+        let changed = group_places::changed(&basis.config, &config);
+        self.leave_groups(now, &changed);
         self.rules.set_config(config);
+        if let Some(rules) = rules.as_ref().filter(|_| effects.groups) {
+            self.follow_groups(now, &changed, &rules.ruleset);
+        }
         let former = self.adopt(now, effects, rules);
+        self.begin_groups(now, &changed);
         log_differences(&told);
         let keys = told.applied.iter().map(|it| it.key.as_str());
         let keys: Vec<&str> = keys.take(MOST_LOGGED).collect();
@@ -124,6 +130,8 @@ impl Gateway {
         let Effects {
             rules,
             addresses: _,
+            // Followed before.
+            groups: _,
             sources,
             timeouts,
             source_limits,
@@ -256,6 +264,7 @@ fn log_differences(told: &Reloaded) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::Path;
 
     use super::*;
@@ -330,6 +339,10 @@ mod tests {
                     "{:?} {:?}",
                     config.multicast_policies, config.multicast_joins
                 )
+            }
+            Live::Groups => {
+                let groups = config.known_groups().map(|(_, group)| &group.name);
+                format!("{:?}", groups.collect::<BTreeSet<_>>())
             }
             Live::Peers => format!("{:?}", config.ha.as_ref().map(|ha| &ha.peers)),
             other => panic!("{other:?} has a value of its own"),

@@ -157,6 +157,10 @@ impl Gateway {
         };
         // The primary ends its sessions; here they only follow its state.
         let group = session.group;
+        if !self.rules.group(group).exists() {
+            // Peers that have the group still have the session, too.
+            return self.end_session(now, id, "group-removed");
+        }
         if !self.is_primary(group) {
             return self.revalidate_foreign(now, id);
         }

@@ -1,7 +1,7 @@
 //! The steps when a unit becomes primary or standby of a group.
 
 use crate::event::{Output, Verdict};
-use crate::flow::{Direction, GroupId};
+use crate::flow::{Direction, GroupId, MAX_GROUPS};
 use crate::packet::neighbor;
 use crate::time::{Tick, Time};
 
@@ -10,8 +10,8 @@ use super::{Gateway, Role};
 
 /// This unit's role in each group, and the traffic that it sees of it.
 pub(super) struct Groups {
-    pub(super) roles: Vec<Role>,
-    pub(super) traffic: Vec<Traffic>,
+    pub(super) roles: [Role; MAX_GROUPS],
+    pub(super) traffic: [Traffic; MAX_GROUPS],
 }
 
 /// When packets of a group's sessions were last forwarded here. Packets that were dropped don't
@@ -32,11 +32,16 @@ impl Traffic {
 
 impl Groups {
     /// Standby for all groups.
-    pub(super) fn new(count: usize) -> Groups {
+    pub(super) fn new() -> Groups {
         Groups {
-            roles: vec![Role::Standby; count],
-            traffic: vec![Traffic::default(); count],
+            roles: [Role::Standby; MAX_GROUPS],
+            traffic: [Traffic::default(); MAX_GROUPS],
         }
+    }
+
+    /// Another group has this place from now on, or none.
+    pub(super) fn reset(&mut self, group: GroupId) {
+        self.traffic[usize::from(group.0)] = Traffic::default();
     }
 
     /// Notes the fate of a packet of a session.

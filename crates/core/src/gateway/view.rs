@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::{Config, HaPeer, Nat, Policy};
 use crate::event::LinkState;
-use crate::flow::{Direction, FlowKey, GroupId, PeerId, PolicyId, PortId, Protocol};
+use crate::flow::{Direction, FlowKey, GroupId, GroupSet, PeerId, PolicyId, PortId, Protocol};
 use crate::session::{Session, SessionCounts, SessionFlags, SessionId, SessionState, StateCounts};
 use crate::store::Seq;
 use crate::sync;
@@ -159,9 +159,12 @@ impl Gateway {
         self.rules.policy(policy)
     }
 
-    /// All groups.
+    /// All groups, by their places, which are in the order of the config at the start.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + Clone + use<> {
-        (0..self.rules.config().groups.len()).map(|index| GroupId(index as u8))
+        let known = self.rules.config().known_groups();
+        let mut set = GroupSet::default();
+        known.for_each(|(group, _)| set.insert(group));
+        set.iter()
     }
 
     /// The configured name of `group`.

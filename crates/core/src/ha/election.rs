@@ -143,6 +143,20 @@ impl Group {
         }
     }
 
+    /// A place that no group has.
+    pub(super) fn vacant(now: Time) -> Group {
+        Group {
+            hash: 0,
+            state: State::Standby,
+            ..Group::new("", 0, now, now)
+        }
+    }
+
+    /// Whether a group has this place.
+    pub(super) fn exists(&self) -> bool {
+        !self.name.is_empty()
+    }
+
     pub(super) fn role(&self) -> Role {
         match self.state {
             State::Primary => Role::Primary,
@@ -156,6 +170,9 @@ impl Ha {
     pub(super) fn evaluate_all(&mut self, now: Time) {
         self.note_agreed(now);
         for group in 0..self.groups.len() {
+            if !self.groups[group].exists() {
+                continue;
+            }
             self.learn_term(group);
             self.note_fitness(now, group);
             if self.groups[group].state == State::Primary {
@@ -170,6 +187,7 @@ impl Ha {
     pub(super) fn group_timeout(&self, now: Time, group: usize) -> Option<Time> {
         let state = &self.groups[group];
         match state.state {
+            _ if !state.exists() => None,
             State::Init { until, .. } => Some(until),
             State::Standby => self.given_until(now, group).or(self.check_due(now, group)),
             State::Checking { next, .. } => Some(next),

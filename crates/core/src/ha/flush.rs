@@ -61,9 +61,10 @@ impl Ha {
             .collect()
     }
 
-    /// All groups, each with the hash of its name.
+    /// The groups that there are, each with the hash of its name.
     fn group_states(&self, now: Time) -> Vec<(u32, GroupState)> {
         (0..self.groups.len())
+            .filter(|group| self.groups[*group].exists())
             .map(|group| (self.groups[group].hash, self.group_state(now, group)))
             .collect()
     }

@@ -147,11 +147,12 @@ fn of_ours(
     records: impl Iterator<Item = (u32, GroupState)>,
 ) -> impl Iterator<Item = (GroupId, GroupState)> {
     records.enumerate().filter_map(|(index, (name, state))| {
+        let is_it = |group: &Group| group.exists() && group.hash == name;
         let hint = groups
             .get(index)
-            .filter(|group| group.hash == name)
+            .filter(|group| is_it(group))
             .map(|_| index);
-        let found = hint.or_else(|| groups.iter().position(|group| group.hash == name))?;
+        let found = hint.or_else(|| groups.iter().position(is_it))?;
         Some((GroupId(found as u8), state))
     })
 }

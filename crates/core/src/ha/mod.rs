@@ -14,6 +14,7 @@ mod events;
 mod fitness;
 mod flush;
 mod frame;
+mod group_places;
 mod handover;
 mod hear;
 mod heartbeat;
@@ -43,6 +44,7 @@ use crate::time::Time;
 
 use election::Group;
 use events::Events;
+use group_places::new_group;
 use peer::ElectionPeer;
 use ports::OwnPort;
 use witness::Witness;
@@ -248,8 +250,6 @@ enum Leaving {
 
 /// Outputs that may wait; beyond it heartbeats, probes and announcements are dropped.
 const MAX_OUTPUTS: usize = 1024;
-/// How long a starting unit waits for its peers, at least.
-const LEAST_INIT_WAIT: Duration = Duration::from_millis(500);
 
 impl Ha {
     /// A unit that has just started; `None` if the config has no `[ha]`.
@@ -298,7 +298,7 @@ impl Ha {
             outputs: VecDeque::new(),
             events: Events::default(),
         };
-        let until = now + (unit.hold() * 3).max(LEAST_INIT_WAIT);
+        let until = unit.init_until(now);
         unit.groups = config
             .groups
             .iter()
@@ -549,13 +549,5 @@ fn own_port(port: &config::Port, now: Time) -> OwnPort {
         up: false,
         up_since: now,
         carried: false,
-    }
-}
-
-fn new_group(ha: &config::Ha, group: &config::Group, now: Time, until: Time) -> Group {
-    let priority = group.priority.unwrap_or(ha.priority);
-    Group {
-        part_of: group.part_of,
-        ..Group::new(&group.name, priority, now, until)
     }
 }

@@ -147,6 +147,21 @@ impl ElectionPeer {
         }
     }
 
+    /// Another group has the place `at` of `groups` from now on, or none.
+    pub(super) fn reset_group(&mut self, groups: usize, at: usize) {
+        self.groups.resize(groups, GroupState::default());
+        self.named.resize(groups, 0);
+        self.not_primary.resize(groups, Time::ZERO);
+        self.equal_priority.resize(groups, None);
+        self.abreast
+            .resize(groups, (Time::ZERO, Holding::default()));
+        self.groups[at] = GroupState::default();
+        self.named[at] = 0;
+        self.not_primary[at] = Time::ZERO;
+        self.equal_priority[at] = None;
+        self.abreast[at] = (Time::ZERO, Holding::default());
+    }
+
     /// Whether a unit has this place among the peers.
     pub(super) fn is_somebody(&self) -> bool {
         !self.name.is_empty()

@@ -36,7 +36,8 @@ impl Ha {
     pub fn follows(&self, config: &Config) -> bool {
         let Some(ha) = &config.ha else { return false };
         let priority = |group: &config::Group| group.priority.unwrap_or(ha.priority);
-        let priorities = config.groups.iter().map(priority);
+        let priorities = config.known_groups().map(|(_, group)| priority(group));
+        let groups = self.groups.iter().filter(|group| group.exists());
         let is_listed = |name: &str| ha.peers.iter().any(|peer| peer.name == name);
         self.override_ == ha.override_
             && self.copies == config.copies()
@@ -44,7 +45,7 @@ impl Ha {
             && self.known_peers().all(|peer| is_listed(&peer.name))
             && self.monitor == ha.monitor
             && self.follows_witness(ha)
-            && priorities.eq(self.groups.iter().map(|group| group.priority))
+            && priorities.eq(groups.map(|group| group.priority))
     }
 
     pub(super) fn settings_changed(&mut self, now: Time) {

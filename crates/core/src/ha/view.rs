@@ -106,7 +106,8 @@ pub struct LinkView {
 impl Ha {
     /// The group as this unit sees it; `None` if there is no such group.
     pub fn group(&self, now: Time, id: GroupId) -> Option<GroupView<'_>> {
-        let group = self.groups.get(usize::from(id.0))?;
+        let group = self.groups.get(usize::from(id.0));
+        let group = group.filter(|group| group.exists())?;
         Some(GroupView {
             role: group.role(),
             ready: group.ready,

@@ -78,6 +78,12 @@ impl Digest {
         }
     }
 
+    /// Makes room for so many groups.
+    pub(super) fn grow(&mut self, groups: usize) {
+        self.groups.resize(groups, [0; SUMS]);
+        self.counts.resize(groups, 0);
+    }
+
     /// Adds a session.
     #[inline]
     pub(super) fn add(&mut self, session: &Session, book: &AddressBook) {

@@ -106,6 +106,19 @@ impl Journal {
         }
     }
 
+    /// Another group has the place `group` from now on, or none. There are no sessions of it, or
+    /// they end soon. Places are given in order.
+    pub fn reset_group(&mut self, group: GroupId) {
+        let groups = self.sending.len().max(usize::from(group.0) + 1);
+        self.sending.resize(groups, None);
+        self.touched.resize(groups, false);
+        self.digest.grow(groups);
+        self.touched[usize::from(group.0)] = false;
+        for refused in &mut self.refused {
+            refused.reset_group(groups, group);
+        }
+    }
+
     /// Whether there is a peer to tell, now or later.
     pub(super) fn has_peers(&self) -> bool {
         !self.refused.is_empty()

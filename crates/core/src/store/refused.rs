@@ -23,6 +23,13 @@ impl Refused {
         }
     }
 
+    /// Another group has the place `group`, of `groups`, from now on.
+    pub(super) fn reset_group(&mut self, groups: usize, group: GroupId) {
+        self.counts.resize(groups, 0);
+        self.unnamed.resize(groups, false);
+        self.unnamed[usize::from(group.0)] = false;
+    }
+
     /// Whether the peer has said that it does not hold a session of `group`: by name, or as one of
     /// others.
     #[inline]

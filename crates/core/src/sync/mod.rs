@@ -243,6 +243,34 @@ impl Replicator {
         self.purge(journal);
     }
 
+    /// Gives the place `group` to a group of which nobody holds anything, or empties it. This unit
+    /// does not send it, and no stream is open. Places are given in order.
+    pub(crate) fn reset_group(&mut self, group: GroupId, journal: &mut Journal) {
+        journal.reset_group(group);
+        let at = usize::from(group.0);
+        let groups = self.ready.len().max(at + 1);
+        self.ready.resize(groups, false);
+        self.held.resize(groups, Holding::default());
+        (self.ready[at], self.held[at]) = (false, Holding::default());
+        self.holders.resize(groups, Holders::All);
+        self.holders[at] = Holders::All;
+        self.stop_dropping(group);
+        self.untold.grow(groups);
+        self.untold.note_group(at);
+        for peer in &mut self.peers {
+            peer.reset_group(groups, at);
+        }
+        self.compare_claims(journal);
+        self.untold.note_all_peers();
+    }
+
+    /// Tells the peers of the groups of a changed configuration in the next Hello.
+    pub(crate) fn set_groups(&mut self, config: &Config, ha: &Ha, ruleset: &Ruleset) {
+        self.identity.groups = group_names(config);
+        self.set_units(config, ha);
+        self.set_policies(ruleset);
+    }
+
     /// Says whether this unit sends the sessions of `group`, and as primary of which term. What has
     /// changed until then is still sent when it stops.
     pub fn set_sending(&mut self, group: GroupId, term: Option<u64>, journal: &mut Journal) {
@@ -457,6 +485,12 @@ fn weights(config: &Config) -> Vec<String> {
     weights
 }
 
+/// The names of the groups, by place; empty where nobody has it.
+fn group_names(config: &Config) -> Vec<String> {
+    let groups = config.groups.iter();
+    groups.map(|group| group.name.clone()).collect()
+}
+
 fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message::Hello {
     message::Hello {
         version: message::VERSION,
@@ -469,11 +503,7 @@ fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message:
         max_sessions: config.node.max_sessions,
         node: config.node.name.clone(),
         ports: config.ports.iter().map(|port| port.name.clone()).collect(),
-        groups: config
-            .groups
-            .iter()
-            .map(|group| group.name.clone())
-            .collect(),
+        groups: group_names(config),
         policies: told_names(config.policies.iter().map(|policy| policy.name.as_str())),
         program: Some(env!("CARGO_PKG_VERSION").to_owned()),
         takes_configs: true,

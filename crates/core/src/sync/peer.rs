@@ -269,7 +269,17 @@ impl SyncPeer {
 
     /// Forgets what holds for one connection only; keeps what a next one can resume from.
     pub(super) fn reset(&mut self) {
-        let groups = self.sender.told.len();
+        self.reset_for(self.sender.told.len());
+    }
+
+    /// Another group has the place `at` of `groups` from now on, or none. No stream is open.
+    pub(super) fn reset_group(&mut self, groups: usize, at: usize) {
+        self.reset_for(groups);
+        self.kept.resize(groups, None);
+        self.kept[at] = None;
+    }
+
+    fn reset_for(&mut self, groups: usize) {
         let fresh = SyncPeer::new(&self.name, groups);
         for (kept, mark) in self.kept.iter_mut().zip(&self.sender.marks) {
             *kept = if mark.joined {

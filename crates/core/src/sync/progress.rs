@@ -24,6 +24,11 @@ impl Untold {
         }
     }
 
+    /// Makes room for so many groups.
+    pub(super) fn grow(&mut self, groups: usize) {
+        self.groups.resize(groups, false);
+    }
+
     /// The sync state between this unit and a peer has changed.
     pub(super) fn note_peer(&mut self, at: usize) {
         if at >= self.peers.len() {

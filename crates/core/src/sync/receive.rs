@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::codec::{self, FrameBuffer, Malformed};
 use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
-use super::settings::{only_one_has, units_of_one};
+use super::settings::{Lacking, only_one_has, units_of_one};
 use super::{Context, ProtocolError, Received, Replicator, SyncEvent};
 use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
 use crate::store::digest::Buckets;
@@ -174,6 +174,7 @@ impl Replicator {
 
     /// A Hello, in the terms of this unit.
     fn remote(&self, hello: &Hello) -> Remote {
+        let lacking = Lacking::new(&self.identity.groups, &hello.groups);
         Remote {
             ports: translate(&hello.ports, &self.identity.ports, |i| {
                 Some(PortId::from_index(i))
@@ -189,12 +190,13 @@ impl Replicator {
             .collect(),
             ruleset: hello.ruleset,
             // A unit that serves only some of the groups lacks what the others need.
-            conflicts: match hello.groups.len() == self.identity.groups.len() {
+            conflicts: match lacking.is_empty() {
                 true => hello.ruleset != self.identity.ruleset,
                 false => self.identity.settings.contradicts(&hello.settings),
             },
             differing: {
-                let mut names = units_of_one(&self.identity.units, &hello.units);
+                let mut names = lacking.told();
+                names.extend(units_of_one(&self.identity.units, &hello.units));
                 names.extend(only_one_has(&self.identity.weights, &hello.weights));
                 if hello
                     .copies
@@ -203,7 +205,8 @@ impl Replicator {
                     names.push("copies".to_owned());
                 }
                 if hello.ruleset != self.identity.ruleset {
-                    names.extend(self.identity.settings.differing(&hello.settings));
+                    let items = self.identity.settings.differing(&hello.settings);
+                    names.extend(items.into_iter().filter(|item| !lacking.covers(item)));
                 }
                 names
             },
@@ -211,7 +214,7 @@ impl Replicator {
             takes_configs: hello.takes_configs,
             knows_copies: hello.copies.is_some(),
             has: (self.identity.groups.iter())
-                .map(|group| hello.groups.contains(group))
+                .map(|group| !group.is_empty() && hello.groups.contains(group))
                 .collect(),
         }
     }
@@ -233,6 +236,10 @@ impl Replicator {
         }
         let remote = self.remote(hello);
         let peer = &mut self.peers[at];
+        // Of a group that it lacks it keeps nothing.
+        for (kept, has) in peer.kept.iter_mut().zip(&remote.has) {
+            *kept = kept.filter(|_| *has);
+        }
         peer.remote = Some(remote);
         self.untold.note_peer(at);
         peer.other_rules = hello.ruleset != self.identity.ruleset;

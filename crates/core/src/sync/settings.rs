@@ -81,6 +81,62 @@ impl Settings {
     }
 }
 
+/// The groups, slots included, that only one of two units has.
+pub(super) struct Lacking<'a> {
+    ours: BTreeSet<&'a str>,
+    theirs: BTreeSet<&'a str>,
+}
+
+impl<'a> Lacking<'a> {
+    /// Compares the names of groups; those of empty places are empty.
+    pub(super) fn new(ours: &'a [String], theirs: &'a [String]) -> Lacking<'a> {
+        let set = |names: &'a [String]| -> BTreeSet<&'a str> {
+            let names = names.iter().map(String::as_str);
+            names.filter(|name| !name.is_empty()).collect()
+        };
+        let (ours, theirs) = (set(ours), set(theirs));
+        Lacking {
+            ours: ours.difference(&theirs).copied().collect(),
+            theirs: theirs.difference(&ours).copied().collect(),
+        }
+    }
+
+    /// Both have the same.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ours.is_empty() && self.theirs.is_empty()
+    }
+
+    /// As they are named among what differs.
+    pub(super) fn told(&self) -> Vec<String> {
+        let whole = |name: &&&str| !name.contains('/');
+        let said = |names: &BTreeSet<&str>, who: &str| -> Vec<String> {
+            let whole = names.iter().filter(whole).take(MOST_NAMES);
+            whole
+                .map(|name| format!("group {name} ({who} lacks it)"))
+                .collect()
+        };
+        let mut told = said(&self.ours, "the peer");
+        told.extend(said(&self.theirs, "this unit"));
+        let slots = self.ours.union(&self.theirs);
+        let of = slots.filter_map(|name| Some(name.split_once('/')?.0));
+        let cut: BTreeSet<&str> = of.filter(|of| !self.has(of)).collect();
+        told.extend(cut.iter().map(|name| format!("slots of group {name}")));
+        told
+    }
+
+    /// Whether an item of the settings is about a group that only one has.
+    pub(super) fn covers(&self, item: &str) -> bool {
+        let item = item.strip_suffix(')').unwrap_or(item);
+        let group = item.rsplit_once("(group ").map(|(_, name)| name);
+        let group = group.or_else(|| item.strip_prefix("group "));
+        group.is_some_and(|name| self.has(name) || name.contains('/'))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.ours.contains(name) || self.theirs.contains(name)
+    }
+}
+
 /// The units that only one of two knows, as they are named among what differs.
 pub(super) fn units_of_one(ours: &[String], theirs: &[String]) -> Vec<String> {
     if theirs.is_empty() {
@@ -133,6 +189,28 @@ mod tests {
         assert_eq!(units_of_one(&three, &two), ["unit c"]);
         assert!(units_of_one(&two, &two).is_empty());
         assert!(units_of_one(&two, &[]).is_empty(), "it does not say");
+    }
+
+    #[test]
+    fn groups_that_only_one_has_are_named() {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let ours = names(&["one", "", "two", "cut", "cut/0", "cut/1"]);
+        let theirs = names(&["cut", "cut/0", "one", "three", "three/0"]);
+        let lacking = Lacking::new(&ours, &theirs);
+        let told = [
+            "group two (the peer lacks it)",
+            "group three (this unit lacks it)",
+            "slots of group cut",
+        ];
+        assert_eq!(lacking.told(), told);
+        for item in ["group two", "port lan (group three)", "group cut/1"] {
+            assert!(lacking.covers(item), "{item}");
+        }
+        for item in ["group one", "port lan (group cut)", "policy two"] {
+            assert!(!lacking.covers(item), "{item}");
+        }
+        let (same, other) = (names(&["a", ""]), names(&["a"]));
+        assert!(Lacking::new(&same, &other).is_empty());
     }
 
     #[test]
