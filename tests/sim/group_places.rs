@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use tandemgw_core::flow::GroupId;
+use tandemgw_core::gateway::Role;
 
 use crate::compound::{ms, open_flows, shape};
 use crate::faults::Faults;
@@ -17,14 +18,24 @@ const LAST: usize = 2;
 
 /// A cluster whose files do not have the last group.
 fn without_the_last_group(seed: u64, units: usize) -> World {
-    crate::install_logger();
     let shape = Shape {
         groups: LAST + 1,
-        regrouped: true,
         shared_wan: seed.is_multiple_of(2),
         spread: seed.is_multiple_of(3),
         ..shape(units)
     };
+    let world = without_the_last(seed, shape);
+    world.check_one_primary();
+    world
+}
+
+fn without_the_last(seed: u64, shape: Shape) -> World {
+    crate::install_logger();
+    let shape = Shape {
+        regrouped: true,
+        ..shape
+    };
+    let units = shape.units;
     let mut world = World::new(seed, shape, Faults::NONE);
     for unit in 0..units {
         world.die(unit, Death::PowerLoss);
@@ -34,7 +45,6 @@ fn without_the_last_group(seed: u64, units: usize) -> World {
         world.start(unit);
     }
     world.run(ms(4000));
-    world.check_one_primary();
     world
 }
 
@@ -91,6 +101,10 @@ impl World {
                     let id = GroupId(group as u8);
                     assert!(sync.in_sync_for(peer, id), "{} of {group}", NAMES[other]);
                     assert!(sync.digest_equal(peer, id), "{} of {group}", NAMES[other]);
+                }
+                for id in (0..LAST).map(|group| GroupId(group as u8)) {
+                    let view = gateway.cluster().unwrap().ha().group(now, id).unwrap();
+                    assert!(view.ready, "{name} could not take over {id:?}");
                 }
                 let [has, other_has] = [unit, other].map(|it| done.contains(&it) == exists);
                 let told = gateway.differing_settings(peer);
@@ -245,5 +259,57 @@ fn a_group_that_one_file_has_no_longer_is_carried_on_by_the_others() {
         );
         world.check_flows(&open, &moves);
         world.check_kept(&held);
+    }
+}
+
+/// The names of the groups of a unit that it is primary of.
+fn reigns(world: &World, unit: usize) -> Vec<String> {
+    let gateway = world.units[unit].gateway.as_ref().unwrap();
+    let own = gateway
+        .groups()
+        .filter(|it| gateway.role_of(*it) == Role::Primary);
+    own.map(|it| gateway.group_name(it).to_owned()).collect()
+}
+
+/// A group that is cut into slots comes with all of them, and each has one owner; it goes with
+/// them. The slots of the group that is there already stay where they are.
+#[test]
+fn a_group_comes_with_its_slots() {
+    const SLOTS: usize = 4;
+    for seed in 0..SEEDS {
+        let shape = Shape {
+            asymmetric: true,
+            slots: SLOTS,
+            shared_wan: true,
+            guarantee: "off",
+            ..shape(3)
+        };
+        let mut world = without_the_last(seed, Shape { groups: 2, ..shape });
+        world.run(ms(3000));
+        world.open_flows_in(&[0]);
+        let before: Vec<_> = (0..3).map(|unit| reigns(&world, unit)).collect();
+        assert_eq!(before.concat().len(), 1 + SLOTS, "{before:?}");
+        let (open, moves) = world.open_in(&[0]);
+        world.roll_last_group(true, |_, _| ());
+        world.run(ms(5000));
+        let with: Vec<_> = (0..3).map(|unit| reigns(&world, unit)).collect();
+        let mut all = with.concat();
+        all.sort();
+        all.dedup();
+        assert_eq!(
+            (all.len(), with.concat().len()),
+            (2 + 2 * SLOTS, 2 + 2 * SLOTS),
+            "{with:?}"
+        );
+        world.open_flows_in(&[0, 1]);
+        let (more, their_moves) = world.open_in(&[0, 1]);
+        world.run(ms(1500));
+        world.check_flows(&more, &their_moves);
+        world.check_flows(&open, &moves);
+        world.roll_last_group(false, |_, _| ());
+        world.run(ms(2000));
+        let after: Vec<_> = (0..3).map(|unit| reigns(&world, unit)).collect();
+        assert_eq!(after, before, "seed {seed}");
+        world.check_flows(&open, &moves);
     }
 }

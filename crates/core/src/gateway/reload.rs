@@ -228,6 +228,8 @@ impl Gateway {
         self.rules.set_ruleset(Arc::clone(&ruleset), &newcomers);
         let former = addresses.map(|Addresses { layout, own, grown }| {
             let former = self.sessions.reconfigure_nat(layout);
+            self.sessions.follow_networks(self.rules.config());
+            self.multicast.doubt_sessions();
             let before = self.rules.set_addresses(own);
             for group in grown {
                 if self.is_primary(group) {

@@ -130,6 +130,21 @@ impl Holders {
         self.last.clear();
     }
 
+    /// The same while there may be sessions, from now on: not as long as any of them is counted
+    /// where the network's would be, since it must leave the entry that it is in.
+    pub(super) fn add_network_if_unused(&mut self, base: u128, mask: u128) {
+        // A longer prefix is within one /64.
+        let is_narrow = mask >= u128::MAX << 64;
+        let place = self.place(&Addr::v6(base.to_be_bytes()));
+        let is_used = match is_narrow {
+            true => self.sessions.count(place) > 0,
+            false => self.sessions.total() > 0,
+        };
+        if !is_used && !self.networks.contains(&(base, mask)) {
+            self.add_network(base, mask);
+        }
+    }
+
     pub(super) fn add(&mut self, id: SessionId, session: &Session) {
         let Whose { place, wide } = self.whose(&session.src);
         let index = id.0 as usize;

@@ -31,6 +31,13 @@ impl Table {
             .add_network(bits(network.network()), bits(network.netmask()));
     }
 
+    /// The same while there may be sessions: as soon as it is called while none is in the network.
+    pub fn count_by_address_if_unused(&mut self, network: &ipnet::Ipv6Net) {
+        let bits = |addr: std::net::Ipv6Addr| u128::from_be_bytes(addr.octets());
+        self.holders
+            .add_network_if_unused(bits(network.network()), bits(network.netmask()));
+    }
+
     /// The sessions of a source.
     pub fn holdings(&self, source: &Addr) -> Holdings {
         self.holders.holdings(source)
@@ -271,6 +278,36 @@ mod tests {
             .map(|(addr, it)| (addr, it.sessions))
             .collect();
         assert_eq!(holders, [(v4(1), 4), (v4(2), 1)]);
+    }
+
+    #[test]
+    fn hosts_of_a_new_network_are_counted_by_address_once_it_is_unused() {
+        let mut table = table(64, 0, 0);
+        let networks = ["fd78::/64", "fd79::/64"].map(|it| it.parse().unwrap());
+        let add = |table: &mut Table| {
+            let all = networks.iter();
+            all.for_each(|network| table.count_by_address_if_unused(network));
+        };
+        let mut ids = Vec::new();
+        for host in 1..=2 {
+            open(&mut table, v6(0x78, host), host).unwrap();
+        }
+        add(&mut table);
+        for (network, sessions) in [(0x78, 3), (0x79, 1)] {
+            open(&mut table, v6(network, 3), 3).unwrap();
+            open(&mut table, v6(network, 4), 4).unwrap();
+            let held = table.holdings(&v6(network, 3)).sessions;
+            assert_eq!(held, sessions + u32::from(sessions > 1), "{network:x}");
+        }
+        ids.extend(table.iter().map(|(id, _)| id));
+        for id in ids {
+            table.remove(id, &AddressBook::new()).unwrap();
+        }
+        add(&mut table);
+        for host in 1..=2 {
+            open(&mut table, v6(0x78, host), host).unwrap();
+        }
+        assert_eq!(table.holdings(&v6(0x78, 1)).sessions, 1);
     }
 
     #[test]

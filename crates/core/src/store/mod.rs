@@ -430,6 +430,13 @@ impl SessionStore {
         layout.number_some(&mut self.book, most)
     }
 
+    /// Counts the IPv6 hosts on the links of ports by address, also on those that are new.
+    pub fn follow_networks(&mut self, config: &Config) {
+        for network in ipv6_networks(config) {
+            self.table.count_by_address_if_unused(&network);
+        }
+    }
+
     /// See [`Nat::reconfigure`].
     pub fn reconfigure_nat(&mut self, layout: Layout) -> Layout {
         self.nat.reconfigure(layout)
@@ -501,11 +508,17 @@ fn new_table(config: &Config, key: &[u8; 16]) -> Table {
     if config.ha.is_some() {
         table.report_quiet();
     }
-    let addresses = config.ports.iter().flat_map(|port| &port.virtual_addresses);
-    for address in addresses {
-        if let ipnet::IpNet::V6(network) = address.network {
-            table.count_by_address(&network);
-        }
+    for network in ipv6_networks(config) {
+        table.count_by_address(&network);
     }
     table
+}
+
+/// The IPv6 networks of all ports.
+fn ipv6_networks(config: &Config) -> impl Iterator<Item = ipnet::Ipv6Net> {
+    let addresses = config.ports.iter().flat_map(|port| &port.virtual_addresses);
+    addresses.filter_map(|address| match address.network {
+        ipnet::IpNet::V6(network) => Some(network),
+        ipnet::IpNet::V4(_) => None,
+    })
 }
