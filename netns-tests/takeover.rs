@@ -6,6 +6,7 @@ use crate::forward::expect_one_hop;
 use crate::lab::{LAN_GATEWAY, SERVER, bracketed};
 use crate::pair::Pair;
 use crate::services::Http;
+use crate::unit::Unit;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::wait_until;
 
@@ -51,6 +52,53 @@ fn killed_primary_costs_no_session() {
     }
     sessions.finish();
     assert_eq!(pair.b().peer()["connected"], false);
+}
+
+/// Peers learn by the end of these connections that the process was killed. The kernel closes files
+/// from the highest number down, and takes milliseconds for programs of the fast path.
+#[test]
+fn the_kernel_of_a_killed_unit_closes_the_connections_to_peers_first() {
+    let pair = Pair::started();
+    pair.a().wait_for_ready_peer();
+    for unit in [pair.a(), pair.b()] {
+        wait_until("the connections to the peer are up", || {
+            let ours = connections(unit);
+            let [others, ours]: [Vec<i32>; 2] = [false, true].map(|wanted| {
+                let files = open_files(unit).into_iter();
+                files
+                    .filter(|(_, target)| ours.contains(target) == wanted)
+                    .map(|(number, _)| number)
+                    .collect()
+            });
+            let lowest = ours.iter().min();
+            assert!(lowest.is_none_or(|lowest| others.iter().all(|n| n < lowest)));
+            !ours.is_empty()
+        });
+    }
+}
+
+/// The numbers of a unit's open files, and what they are.
+fn open_files(unit: &Unit) -> Vec<(i32, String)> {
+    let folder = std::fs::read_dir(format!("/proc/{}/fd", unit.pid())).expect("it runs");
+    let file = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let target = std::fs::read_link(entry.path()).ok()?;
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        Some((number, target.to_str()?.to_owned()))
+    };
+    folder.filter_map(file).collect()
+}
+
+/// The TCP connections of a unit's namespace, as its open files name them (proc_pid_net(5)).
+fn connections(unit: &Unit) -> Vec<String> {
+    let table = |name| std::fs::read_to_string(format!("/proc/{}/net/{name}", unit.pid()));
+    let both = ["tcp", "tcp6"].map(|name| table(name).expect("it runs"));
+    let rows = both.iter().flat_map(|text| text.lines().skip(1));
+    rows.filter_map(|row| {
+        let columns: Vec<&str> = row.split_ascii_whitespace().collect();
+        (columns[3] == "01").then(|| format!("socket:[{}]", columns[9]))
+    })
+    .collect()
 }
 
 #[test]

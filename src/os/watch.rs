@@ -7,13 +7,14 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream as StdStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::process;
 use tandemgw_core::config::{Ha, HaLink, HaPeer};
 use tandemgw_core::flow::{LinkId, PeerId};
 use tandemgw_core::in_quotes::InQuotes;
@@ -196,7 +197,8 @@ impl Watch {
         // them.
     }
 
-    fn keep(&mut self, peer: usize, link: usize, mut stream: TcpStream, established: bool) {
+    fn keep(&mut self, peer: usize, link: usize, stream: TcpStream, established: bool) {
+        let mut stream = TcpStream::from(process::closed_first(OwnedFd::from(stream)));
         let token = Token(self.links.len() * (1 + peer) + link);
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registered = self.poll.registry().register(&mut stream, token, interest);
