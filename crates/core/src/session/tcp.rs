@@ -365,6 +365,7 @@ impl Tracker {
     }
 
     /// Applies a segment inside the window.
+    #[inline(always)]
     pub(super) fn follow(&mut self, sender: Direction, segment: &Segment) -> Change {
         let r = sender.flip() as usize;
         if self.state == TcpState::SynReceived && !is_before(segment.ack, self.acked[r]) {
