@@ -24,11 +24,11 @@ pub(super) fn groups(view: &View<'_>, page: &mut Page<'_>) {
     each(&catalog::GROUP_READY, &|group| {
         seen(group).map_or(1, |group| u64::from(group.ready))
     });
-    each(&catalog::GROUP_DEGRADED, &|group| {
-        seen(group).map_or(0, |group| u64::from(group.degraded))
-    });
     each(&catalog::GROUP_HOLDER, &|group| {
         seen(group).map_or(1, |group| u64::from(group.holder))
+    });
+    each(&catalog::GROUP_DEGRADED, &|group| {
+        seen(group).map_or(0, |group| u64::from(group.degraded))
     });
     each(&catalog::GROUP_TERM, &|group| {
         seen(group).map_or(0, |group| group.term)
