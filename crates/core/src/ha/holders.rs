@@ -67,10 +67,11 @@ impl Ha {
         };
         let says = match unit {
             None => state.ready,
-            Some(peer) => {
-                let peer = &self.peers[peer.index()];
-                peer.alive && peer.groups[index].ready
-            }
+            // A peer that a reload adds comes into the election a moment later.
+            Some(peer) => self
+                .peers
+                .get(peer.index())
+                .is_some_and(|peer| peer.alive && peer.groups[index].ready),
         };
         self.copies == 0 || says || self.is_chosen(now, index, unit)
     }
@@ -106,7 +107,7 @@ impl Ha {
         let candidate: Candidate<'_> = match unit {
             None => self.own_candidate(now, group),
             Some(id) => {
-                let peer = &self.peers[id.index()];
+                let peer = self.peers.get(id.index())?;
                 let heard = peer.link_heard.is_some_and(|at| now.since(at) < GONE_AFTER);
                 let is_there = peer.linked || heard && !peer.goodbye && !peer.ended;
                 if !is_there || !peer.groups[group].known {
