@@ -1,11 +1,12 @@
-//! Multicast with programs of others: routers that run smcroute; ssmping and mcfirst at the hosts.
+//! Multicast with programs of others: routers that run smcroute; ssmping, mcfirst, iperf and ffmpeg
+//! at the hosts.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::Path;
 use std::time::Duration;
 
-use crate::lab::{FAR, Lab, SERVER};
+use crate::lab::{FAR, Lab, SERVER, bracketed};
 use crate::multicast::{GROUPS, POLICY, Stream};
 use testkit::system::namespace::Namespace;
 use testkit::system::process::{Process, wait_until};
@@ -107,5 +108,26 @@ fn iperf_misses_nothing_at_two_hosts() {
             iperf.expect_stdout("a report without a loss", |line| line.contains(" 0/"));
             iperf.stop();
         }
+    }
+}
+
+/// A transport stream, as television comes; the host sees pictures without a gap.
+#[test]
+fn ffmpeg_shows_a_film() {
+    const SOURCE: &str = "-re -f lavfi -i testsrc=size=160x120:rate=25 -c:v mpeg2video -f mpegts";
+    let mut lab = Lab::new();
+    lab.unit.config += POLICY;
+    lab.unit.start();
+    for (group, server) in GROUPS.into_iter().zip(SERVER) {
+        let at = bracketed(group);
+        lab.server.sh(&format!("ip route replace {group} dev eth0"));
+        lab.lan1.sh(&format!("ip route replace {group} dev eth0"));
+        let url = format!("udp://{at}:5004?pkt_size=1316&ttl=8&localaddr={server}");
+        let ffmpeg = "ffmpeg -nostdin -v error";
+        let _sender = lab.server.spawn(&format!("{ffmpeg} {SOURCE} {url}"));
+        let shows = format!("{ffmpeg} -i udp://{at}:5004 -frames:v 50 -f framehash -");
+        let shown = lab.lan1.spawn(&shows).finish(PATIENCE).ok();
+        let pictures = shown.stdout.lines().filter(|line| !line.starts_with('#'));
+        assert_eq!(pictures.count(), 50, "{}", shown.stderr);
     }
 }

@@ -23,6 +23,7 @@ TEST_PROGRAMS=(
     ss=iproute2 tcpdump=tcpdump mtr=mtr-tiny dig=dnsutils dnsmasq=dnsmasq-base ethtool=ethtool tshark=tshark
     mandoc=mandoc strace=strace systemd-analyze=systemd promtool=prometheus chromium=chromium
     chromedriver=chromium-driver openssl=openssl nfcapd=nfdump smcrouted=smcroute ssmping=ssmping iperf=iperf
+    ffmpeg=ffmpeg
     etcd=etcd-server etcdctl=etcd-client iptables-legacy=iptables bird=bird2
 )
 
