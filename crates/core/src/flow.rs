@@ -371,6 +371,19 @@ impl GroupSet {
     pub fn contains(self, group: GroupId) -> bool {
         self.0 & (1 << (group.0 & 63)) != 0
     }
+
+    /// Whether `other` has all of its groups.
+    pub fn is_subset(self, other: GroupSet) -> bool {
+        self.0 & !other.0 == 0
+    }
+}
+
+impl FromIterator<GroupId> for GroupSet {
+    fn from_iter<I: IntoIterator<Item = GroupId>>(groups: I) -> GroupSet {
+        let mut set = GroupSet::default();
+        groups.into_iter().for_each(|group| set.insert(group));
+        set
+    }
 }
 
 /// The most `[[ha.peer]]` tables.

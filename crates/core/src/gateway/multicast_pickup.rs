@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::config::Ha;
-use crate::flow::{Addr, Family, GroupId, PeerId, PortId};
+use crate::flow::{Addr, Family, GroupId, GroupSet, PeerId, PortId};
 use crate::multicast::record::Record;
 use crate::sync::{codec, message};
 use crate::time::Time;
@@ -47,7 +47,7 @@ struct Backlog {
     /// Everything is to be told, beside the news.
     all: bool,
     /// The groups that this unit tells the peer of.
-    groups: BTreeSet<GroupId>,
+    groups: GroupSet,
 }
 
 impl Backlog {
@@ -57,8 +57,8 @@ impl Backlog {
     }
 
     /// The groups that this unit tells the peer of are these: of one more, it was told nothing.
-    fn follow(&mut self, groups: BTreeSet<GroupId>) {
-        self.all |= !groups.is_subset(&self.groups);
+    fn follow(&mut self, groups: GroupSet) {
+        self.all |= !groups.is_subset(self.groups);
         self.groups = groups;
     }
 }
@@ -144,7 +144,7 @@ impl Gateway {
             return false;
         }
         let groups = self.groups().filter(|group| self.tells(peer, *group));
-        let groups: BTreeSet<GroupId> = groups.collect();
+        let groups: GroupSet = groups.collect();
         let untold = &mut self.multicast.untold.peers[peer.index()];
         untold.follow(groups);
         let is_all = std::mem::take(&mut untold.all);

@@ -162,9 +162,7 @@ impl Gateway {
     /// All groups, by their places, which are in the order of the config at the start.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + Clone + use<> {
         let known = self.rules.config().known_groups();
-        let mut set = GroupSet::default();
-        known.for_each(|(group, _)| set.insert(group));
-        set.iter()
+        known.map(|(group, _)| group).collect::<GroupSet>().iter()
     }
 
     /// The configured name of `group`.

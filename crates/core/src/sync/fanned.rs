@@ -1,4 +1,5 @@
-//! A record is encoded once: what one peer was sent goes to the others that are as far, as it is.
+//! A record is encoded once: the bytes that one peer was sent go to all others that wait for the
+//! same changes.
 
 use super::peer::SyncPeer;
 use crate::flow::{GroupId, GroupSet};
@@ -72,9 +73,7 @@ impl Fanned {
 
 /// The groups of which a peer is told.
 fn told(peer: &SyncPeer) -> GroupSet {
-    let mut set = GroupSet::default();
     let told = (0..).map(GroupId).zip(&peer.sender.told);
-    told.filter(|(_, term)| term.is_some())
-        .for_each(|(group, _)| set.insert(group));
-    set
+    let told = told.filter(|(_, term)| term.is_some());
+    told.map(|(group, _)| group).collect()
 }

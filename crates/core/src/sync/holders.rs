@@ -72,11 +72,9 @@ impl Replicator {
     /// those of which it may hold something.
     pub(super) fn claimed(&self, at: usize) -> GroupSet {
         let relieved = self.peers[at].sender.relieved;
-        let mut set = GroupSet::default();
         self.groups()
             .filter(|group| self.is_needed(at, *group) || !relieved.contains(*group))
-            .for_each(|group| set.insert(group));
-        set
+            .collect()
     }
 
     /// Whether a peer holds a group that this unit sends, or is to hold it.

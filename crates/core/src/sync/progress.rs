@@ -83,12 +83,8 @@ impl Replicator {
     /// The sync state between this unit and a peer. Zero if their settings contradict each other.
     /// Nothing that counts, if their settings contradict each other.
     pub(crate) fn reached(&self, peer: PeerId) -> SyncState {
-        let set = |is_in: &dyn Fn(GroupId) -> bool| {
-            let mut set = GroupSet::default();
-            self.groups()
-                .filter(|group| is_in(*group))
-                .for_each(|group| set.insert(group));
-            set
+        let set = |is_in: &dyn Fn(GroupId) -> bool| -> GroupSet {
+            self.groups().filter(|group| is_in(*group)).collect()
         };
         let agrees = self.agrees(peer);
         SyncState {
