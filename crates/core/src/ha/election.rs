@@ -372,7 +372,12 @@ impl Ha {
 
     /// Whether this unit could work as primary at all.
     pub(super) fn may_promote(&self) -> bool {
-        self.leaving.is_none() && (self.monitor.is_empty() || self.ports_up > 0)
+        self.leaving.is_none() && self.can_serve(self.ports_up)
+    }
+
+    /// Whether a unit with so many monitored ports up reaches anybody.
+    pub(super) fn can_serve(&self, ports_up: u8) -> bool {
+        self.monitor.is_empty() || ports_up > 0
     }
 
     fn learn_term(&mut self, group: usize) {

@@ -304,8 +304,7 @@ impl Ha {
         };
         let replaces = |peer: PeerId| {
             let peer = &self.peers[peer.index()];
-            let can_serve = self.monitor.is_empty() || peer.ports_up > 0;
-            self.maintenance.is_some() && !peer.maintenance && can_serve
+            self.maintenance.is_some() && !peer.maintenance && self.can_serve(peer.ports_up)
         };
         let overrides = |peer: PeerId| {
             let peer = &self.peers[peer.index()];

@@ -3,9 +3,8 @@
 //! The first ones, in an order that follows from their heartbeats, so that all units can work it
 //! out: those that could serve hosts; for a slot, the primary of the whole group; then those not in
 //! maintenance, with more ports up, of a higher priority (for a slot that is its order of the
-//! units), and of equal ones by rendezvous hashing. So the
-//! unit that would take over is among them, and few groups get other holders when a unit comes or
-//! goes.
+//! units), and of equal ones by rendezvous hashing. So the unit that would take over is among them,
+//! and few groups get other holders when a unit comes or goes.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -43,9 +42,8 @@ impl Ha {
         let chosen = match self.copies {
             0 => Holders::All,
             copies => Holders::Of {
-                peers: self
-                    .known_places()
-                    .filter(|peer| self.is_chosen(now, group, Some(*peer)))
+                peers: (self.chosen(now, group, None).into_iter().flatten())
+                    .chain(self.groups[group].invited.map(|(peer, _)| peer))
                     .collect(),
                 copies: u32::from(copies),
             },
@@ -76,7 +74,7 @@ impl Ha {
         self.copies == 0 || says || self.is_chosen(now, index, unit)
     }
 
-    /// Whether a unit is one of the first by rank, without the primary.
+    /// Whether a unit is one of the first by rank, or is the primary.
     fn is_chosen(&self, now: Time, group: usize, unit: Option<PeerId>) -> bool {
         let invited = self.groups[group].invited.map(|(peer, _)| peer);
         let primary = match self.groups[group].state {
@@ -87,23 +85,23 @@ impl Ha {
                 None => return true,
             },
         };
-        if unit == primary {
-            return true;
-        }
-        let Some(own) = self.standing(now, group, unit) else {
-            return false;
-        };
+        unit == primary || self.chosen(now, group, primary).contains(&unit)
+    }
+
+    /// The units that are to hold a group beside this primary; this unit is `None`.
+    fn chosen(&self, now: Time, group: usize, primary: Option<PeerId>) -> Vec<Option<PeerId>> {
         let all = self.known_places().map(Some).chain([None]);
-        let others = all.filter(|other| *other != primary && *other != unit);
-        let better = others
-            .filter_map(|other| self.standing(now, group, other))
-            .filter(|other| *other > own);
-        better.count() < usize::from(self.copies)
+        let others = all.filter(|unit| *unit != primary);
+        let ranked = others.filter_map(|unit| Some((self.standing(now, group, unit)?, unit)));
+        let mut ranked: Vec<_> = ranked.collect();
+        ranked.sort_unstable_by(|one, other| other.0.cmp(&one.0));
+        ranked.truncate(usize::from(self.copies));
+        ranked.into_iter().map(|(_, unit)| unit).collect()
     }
 
     /// What ranks a unit among those that could hold a group; the highest come first. None if it
     /// is not there.
-    fn standing(&self, now: Time, group: usize, unit: Option<PeerId>) -> Option<impl Ord + use<>> {
+    fn standing(&self, now: Time, group: usize, unit: Option<PeerId>) -> Option<impl Ord> {
         let candidate: Candidate<'_> = match unit {
             None => self.own_candidate(now, group),
             Some(id) => {
@@ -116,12 +114,12 @@ impl Ha {
                 self.candidate(now, group, id)
             }
         };
-        let can_serve = self.monitor.is_empty() || candidate.ports_up > 0;
+        let can_serve = self.can_serve(candidate.ports_up);
         let score = config::score(candidate.name, &self.groups[group].name);
         Some((
             (can_serve, self.gathers(group, unit), !candidate.maintenance),
             (candidate.ports_up, candidate.priority),
-            (score, Reverse(candidate.name.to_owned())),
+            (score, Reverse(candidate.name)),
         ))
     }
 
@@ -154,8 +152,7 @@ impl Ha {
             return None;
         }
         let could = |peer: &super::ElectionPeer| {
-            let can_serve = self.monitor.is_empty() || peer.ports_up > 0;
-            peer.alive && peer.groups[group].ready && can_serve
+            peer.alive && peer.groups[group].ready && self.can_serve(peer.ports_up)
         };
         let held = self.peers.iter().any(could);
         held.then_some(since + HOLDERS_FIRST)
