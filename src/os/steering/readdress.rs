@@ -69,12 +69,16 @@ impl Steering {
     /// its first IPv6 network gets an address there.
     fn follow_networks(&mut self, before: Vec<Vec<IpNet>>) -> Result<Vec<RouteEdit>, NetlinkError> {
         let (netlink, plan) = (&mut self.netlink, &mut self.plan);
+        let changed = plan.ports.iter_mut().zip(before);
+        let mut changed = changed
+            .filter(|(port, before)| port.networks != *before)
+            .peekable();
         let mut edits = Vec::new();
-        for (port, before) in plan.ports.iter_mut().zip(before) {
-            if port.networks == before {
-                continue;
-            }
-            let links = netlink.links()?;
+        if changed.peek().is_none() {
+            return Ok(edits);
+        }
+        let links = netlink.links()?;
+        for (port, before) in changed {
             let Some(link) = links.iter().find(|link| link.name == port.interface) else {
                 continue;
             };
