@@ -462,10 +462,12 @@ impl Soak {
             }
             "addresses" => {
                 let host = if on_a { 2 } else { 3 };
+                // IPv6 may be off until the gateway has noticed.
                 for (n, interface) in [(1, "eth0"), (2, "eth1")] {
                     unit.ns.sh(&format!(
                         "ip addr replace 10.77.{n}.{host}/24 dev {interface}
-                        ip addr replace fd77:{n}::{host}/64 dev {interface} nodad"
+                        timeout 2 sh -c 'until ip addr replace fd77:{n}::{host}/64 dev {interface} nodad
+                        do sleep 0.01; done'"
                     ));
                 }
             }
