@@ -1,19 +1,25 @@
 //! What the kernel of a unit would say by itself to the hosts of its ports: that it has no route,
 //! no hop left, a better way, no such connection. Only the gateway speaks to them.
 
+use std::fmt::Debug;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::capture::Capture;
 use crate::conversation::{Conversation, Conversations, line_server};
+use crate::frame::{Ends, FrameSocket};
 use crate::interference::forward_everywhere;
 use crate::lab::{LAN_GATEWAY, LAN1, LAN2, Lab, SERVER, WAN_GATEWAY, bracketed};
 use crate::pair::Pair;
 use testkit::system::namespace::Namespace;
 use testkit::system::process::{Process, wait_until};
 
-/// ICMP errors and redirects from an address of a unit that is not a virtual one.
-pub const SAID: &str = "((src net 10.77.1.0/28 or src net 10.77.2.0/28) and not src host 10.77.1.1 and \
+/// ICMP errors and redirects from an address of a unit that is not a virtual one, or from the one
+/// that a kernel speaks from which has none.
+pub const SAID: &str = "(icmp and src host 192.0.0.8) or ((src net 10.77.1.0/28 or src net 10.77.2.0/28) and not src host 10.77.1.1 and \
     not src host 10.77.2.1 and (icmp[0] == 3 or icmp[0] == 5 or icmp[0] == 11 or icmp[0] == 12)) or \
     ((ip6 src net fd77:1::/124 or ip6 src net fd77:2::/124 or ip6 src net fe80::/10) and not \
     ip6 src host fd77:1::1 and not ip6 src host fd77:2::1 and icmp6 and \
@@ -122,6 +128,97 @@ fn the_kernel_leaves_it_to_the_gateway_to_speak() {
     let said = said.map(Capture::stop).concat();
     let some: Vec<&str> = said.lines().take(20).collect();
     assert!(some.is_empty(), "said by the kernel itself: {some:#?}");
+}
+
+/// Datagrams that are too long for a narrow way, by the hundred in a second, from a host that learns
+/// nothing: over both families in turn, to the other side.
+struct Flood {
+    socket: FrameSocket,
+    frames: [Vec<u8>; 2],
+}
+
+impl Flood {
+    fn new(lab: &Lab, host: &Namespace, port: &str, from: [&str; 2], to: [&str; 2]) -> Flood {
+        let ends = Ends {
+            mac: (host.mac("eth0"), lab.unit.ns.mac(port)),
+            ip: (
+                parsed::<Ipv4Addr>(from[0]).octets(),
+                parsed::<Ipv4Addr>(to[0]).octets(),
+            ),
+            port: (5000, 8080),
+        };
+        let [from, to] = [from, to].map(|it| parsed::<Ipv6Addr>(it[1]).octets());
+        let payload = [0; 1400];
+        Flood {
+            socket: FrameSocket::open(host, "eth0"),
+            frames: [ends.udp(&payload), ends.udp6(from, to, &payload)],
+        }
+    }
+}
+
+fn parsed<T: FromStr<Err: Debug>>(addr: &str) -> T {
+    addr.parse().expect("an address")
+}
+
+/// How many errors the kernel has made, of both families.
+fn errors_made(unit: &Namespace) -> u64 {
+    let made = unit.sh("nstat -asz IcmpOutDestUnreachs Icmp6OutPktTooBigs");
+    let counts = made
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1));
+    counts.filter_map(|count| count.parse::<u64>().ok()).sum()
+}
+
+/// `nft flush ruleset` takes the barrier away, for as long as the kernel takes to set it again:
+/// meanwhile routing alone leads what it says to the gateway.
+#[test]
+fn a_packet_filter_that_is_flushed_lets_no_error_out() {
+    for has_own in [true, false] {
+        let (lab, _traffic) = talkative();
+        if !has_own {
+            for port in ["eth0", "eth1"] {
+                let ns = &lab.unit.ns;
+                ns.run(&format!("ip addr flush dev {port} scope global"));
+            }
+        }
+        let floods = [
+            Flood::new(&lab, &lab.lan1, "eth0", LAN1, SERVER),
+            Flood::new(&lab, &lab.server, "eth1", SERVER, WAN_GATEWAY),
+        ];
+        let said = [&lab.lan1, &lab.server].map(|host| Capture::start(host, "eth0", SAID));
+        let is_over = AtomicBool::new(false);
+        let made = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    for flood in &floods {
+                        flood
+                            .frames
+                            .iter()
+                            .for_each(|frame| flood.socket.send(frame));
+                    }
+                    thread::sleep(Duration::from_millis(2));
+                }
+            });
+            wait_until("the kernel speaks", || errors_made(&lab.unit.ns) > 1000);
+            let before = errors_made(&lab.unit.ns);
+            lab.unit
+                .ns
+                .sh("for n in $(seq 100); do nft flush ruleset; sleep 0.02; done");
+            let made = errors_made(&lab.unit.ns) - before;
+            is_over.store(true, Ordering::Relaxed);
+            made
+        });
+        assert!(made > 2000, "too few errors to show anything: {made}");
+        for said in said {
+            let seen = said.stop();
+            let some: Vec<&str> = seen.lines().take(5).collect();
+            let count = seen.lines().count();
+            assert!(
+                some.is_empty(),
+                "{count} of {made} errors got out: {some:#?}"
+            );
+        }
+    }
 }
 
 /// The kernel knows nothing of translation: it would tell the client the address of the host inside
@@ -346,7 +443,6 @@ const TOO_BIG_INSIDE: &str = "(icmp[0] == 3 and icmp[1] == 4 and icmp[24:4] == 0
 
 #[test]
 fn hosts_on_both_sides_learn_the_mtu_of_a_route_and_no_address() {
-    // Without an address of its own, a kernel says nothing over IPv4.
     for (translated, has_own) in [(true, true), (false, true), (true, false), (false, false)] {
         let mut lab = Lab::new();
         lab.unit.prepend_policy(ACCEPTED_IN);
@@ -367,7 +463,7 @@ fn hosts_on_both_sides_learn_the_mtu_of_a_route_and_no_address() {
         narrow_ways(&lab.unit.ns);
         let seen = [&lab.lan1, &lab.server].map(|host| Capture::start(host, "eth0", TOO_BIG));
         let inside = Capture::start(&lab.server, "eth0", TOO_BIG_INSIDE);
-        for family in usize::from(!has_own)..2 {
+        for family in 0..2 {
             learns_the_mtu(&lab.lan1, LAN1[family], SERVER[family]);
             learns_the_mtu(&lab.server, SERVER[family], WAN_GATEWAY[family]);
             if !translated {
@@ -415,7 +511,7 @@ fn talkative_pair() -> (Pair, Vec<Process>) {
     let nowhere = ["198.51.100.1", "2001:db8::1"];
     for to in [SERVER, nowhere, AROUND].as_flattened() {
         for hops in [1, 64] {
-            let ping = format!("ping -q -i 0.02 -s 1400 -M probe -W 1 -t {hops} {to}");
+            let ping = format!("ping -q -i 0.02 -s 1400 -M do -W 1 -t {hops} {to}");
             traffic.push(pair.lab.lan2.spawn(&ping));
         }
     }

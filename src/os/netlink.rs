@@ -36,7 +36,7 @@ use tandemgw_core::in_quotes::InQuotes;
 
 pub use ipsec::{blocking_ipsec_policies, has_forwarding_ipsec_policies, has_ipsec_policies};
 use objects::address_family;
-pub use objects::{Address, KernelLink, KernelRoute, NextHop, Rule};
+pub use objects::{Address, IcmpKinds, KernelLink, KernelRoute, NextHop, Rule};
 pub(super) use objects::{default_network, net_family, route_dump};
 pub use traffic::{Queue, Traffic};
 pub(super) use watch::{Watch, watched};

@@ -6,7 +6,8 @@
 //! ```text
 //! T: iif eth0 lookup T                         rule, priority T
 //! iif lo fwmark 0x74671e14 lookup 7700         rule, priority 7699: errors that this kernel makes
-//! default dev tgw-lan metric 1024              in table T
+//! iif lo ipproto icmp dport 769 lookup 7700    the same, by type and code: 772, 2816, also ICMPv6
+//! default dev tgw-lan metric 1024 hoplimit 255 in table T
 //! blackhole default metric 4294967295          in table T
 //! VIRTUAL-ADDRESS dev tgw-lan metric 1024      in main: errors that this kernel makes
 //! NETWORK dev eth0 metric 1024                 in main: if the kernel has no address there
@@ -47,8 +48,8 @@ use ipnet::IpNet;
 use super::barrier::Barrier;
 use super::fast_path::Taken;
 use super::netlink::{
-    KernelLink, KernelRoute, Netlink, NetlinkError, Rule, TABLE_LOCAL, TABLE_MAIN, default_network,
-    net_family,
+    IcmpKinds, KernelLink, KernelRoute, Netlink, NetlinkError, Rule, TABLE_LOCAL, TABLE_MAIN,
+    default_network, net_family,
 };
 use super::sysctl::{self, SysctlError};
 use forwarding::{forward, restore_forwarding};
@@ -253,7 +254,9 @@ impl Steering {
             }
         }
         for family in &plan.families {
-            ensure_rule(netlink, survey, &plan.rule_for_errors(*family))?;
+            for rule in plan.rules_for_errors(*family) {
+                ensure_rule(netlink, survey, &rule)?;
+            }
         }
         for port in &plan.ports {
             for family in &plan.families {

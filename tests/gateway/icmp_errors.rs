@@ -100,6 +100,28 @@ fn this_kernel_speaks_by_the_first_port_about_any_other() {
     }
 }
 
+/// A kernel without an address speaks from one that others may have as well (RFC 7600). What it
+/// has been led to send by the first port has a hop limit that no packet of others can have.
+#[test]
+fn this_kernel_is_known_by_its_hop_limit_whatever_its_address() {
+    for net in Net::both() {
+        let mut lab = Lab::new();
+        let first = udp((net.host, 40000), (net.dmz_host, 53));
+        lab.send(LAN, &first);
+        let as_sent = first.forwarded();
+        let dummy = [ip("192.0.0.8"), ip("100::8")][net.family as usize];
+        let error = icmp_error(TooBig(700), dummy, net.host, &as_sent.bytes());
+        lab.drops(LAN, &error, DropReason::SpoofedSource);
+        let from_outside = error.clone().hops(254);
+        lab.drops(LAN, &from_outside, DropReason::SpoofedSource);
+        lab.drops(DMZ, &from_outside, DropReason::IcmpUnrelated);
+        let by_kernel = error.hops(255);
+        lab.drops(WAN, &by_kernel, DropReason::SpoofedSource);
+        let expected = icmp_error(TooBig(700), net.lan_vip, net.host, &as_sent.bytes());
+        lab.forwards(LAN, &by_kernel, &expected.hops(254), "");
+    }
+}
+
 #[test]
 fn from_inside_about_an_answer() {
     for net in Net::both() {

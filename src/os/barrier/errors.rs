@@ -4,9 +4,10 @@
 //! does not answer, that somebody's packet filter rejects a packet. It says so to the sender of the
 //! packet as the gateway has made it: from an address of this unit, with a quote in which clients
 //! outside would read an address inside, and which they can't match with anything that they sent.
-//! So its errors are routed once more, to the gateway, which treats them like those of any other
-//! router: a chain of type `route` gives them a mark, and a rule leads the mark to a TUN device
-//! (`steering/plan.rs`).
+//! So its errors go to the gateway, which treats them like those of any other router. Rules lead
+//! them to a TUN device (`steering/plan.rs`). Of some kinds they do so from the start, without any
+//! packet filter, since the kernel says such things only of packets that it forwards. All others
+//! are routed once more: a chain of type `route` gives them a mark, and a rule leads the mark.
 
 use super::rules::{
     ICMP, ICMPV6, IPV4, IPV6, NAMES, OWN_IPV4, OWN_IPV6, PORTS, Rule, TUNS, load, source, transport,
@@ -30,7 +31,8 @@ pub fn error_mark(first_table: u32) -> u32 {
 
 const NOTHING: [u8; 4] = [0; 4];
 
-/// At the output hook. What is about a packet for this machine itself concerns nobody else.
+/// At the output hook. What is about a packet for this machine itself concerns nobody else. What is
+/// on its way to the gateway is marked too, for a mark of others may have turned it back.
 pub(super) fn errors(mark: &[u8; 4]) -> Vec<Rule<'_>> {
     use Expression::{Change, Count, SetMark};
     let mut rules = not_to_lead();
@@ -48,7 +50,7 @@ pub(super) fn errors(mark: &[u8; 4]) -> Vec<Rule<'_>> {
 /// At the postrouting hook: a rule or a route is missing, or somebody else's comes first, or a
 /// later chain has set another mark.
 pub(super) fn astray(mark: &[u8; 4]) -> Vec<Rule<'_>> {
-    use Expression::{Accept, Count, Drop, Is, IsNot, IsNotIn};
+    use Expression::{Accept, Count, Drop, Is, IsIn, IsNot, IsNotIn};
     // Most packets come no further than this.
     let others = vec![
         load(libc::NFT_META_L4PROTO),
@@ -78,6 +80,10 @@ pub(super) fn astray(mark: &[u8; 4]) -> Vec<Rule<'_>> {
         (marked, "not on its way to the gateway"),
         (of_another(IPV4, OWN_IPV4), "not of this machine"),
         (of_another(IPV6, OWN_IPV6), "not of this machine, IPv6"),
+        (
+            vec![load(libc::NFT_META_OIF), IsIn(TUNS), Accept],
+            "to the gateway",
+        ),
     ];
     rules.extend(not_to_lead());
     for (mut steps, comment) in kinds() {
@@ -103,10 +109,6 @@ fn not_to_lead<'a>() -> Vec<Rule<'a>> {
         steps
     };
     vec![
-        (
-            vec![load(libc::NFT_META_OIF), IsIn(TUNS), Accept],
-            "to the gateway",
-        ),
         (
             vec![
                 load(libc::NFT_META_OIF),

@@ -4,7 +4,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_route::AddressFamily;
+use netlink_packet_route::IpProtocol;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoMacVlan, InfoMacVtap, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -14,10 +16,10 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteScope,
     RouteType, RouteVia,
 };
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 
 use tandemgw_core::event::LinkState;
-use tandemgw_core::flow::Family;
+use tandemgw_core::flow::{Family, Protocol};
 
 /// A network interface, as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,6 +186,8 @@ pub struct KernelRoute {
     pub cloned: bool,
     /// The MTU that the route sets.
     pub mtu: Option<u32>,
+    /// The hop limit of what this machine itself sends by it.
+    pub hop_limit: Option<u32>,
     /// It encapsulates packets (`RTA_ENCAP`), or is for packets from some sources only
     /// (`RTA_SRC`).
     pub is_special: bool,
@@ -208,6 +212,7 @@ impl KernelRoute {
             tos: 0,
             cloned: false,
             mtu: None,
+            hop_limit: None,
             is_special: false,
             hops: vec![hop],
         }
@@ -238,7 +243,7 @@ impl KernelRoute {
         let mut hops = Vec::new();
         let mut table = u32::from(header.table);
         let mut metric = 0;
-        let mut mtu = None;
+        let (mut mtu, mut hop_limit) = (None, None);
         let mut is_special = header.source_prefix_length > 0;
         for attribute in &message.attributes {
             match attribute {
@@ -261,10 +266,13 @@ impl KernelRoute {
                     }));
                 }
                 RouteAttribute::Metrics(metrics) => {
-                    mtu = metrics.iter().find_map(|metric| match metric {
-                        RouteMetric::Mtu(mtu) => Some(*mtu),
-                        _ => None,
-                    });
+                    for metric in metrics {
+                        match metric {
+                            RouteMetric::Mtu(bytes) => mtu = Some(*bytes),
+                            RouteMetric::Hoplimit(hops) => hop_limit = Some(*hops),
+                            _ => {}
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -281,6 +289,7 @@ impl KernelRoute {
             tos: header.tos,
             cloned: header.flags.contains(RouteFlags::Cloned),
             mtu,
+            hop_limit,
             is_special,
             hops,
         })
@@ -300,6 +309,8 @@ impl KernelRoute {
         if self.destination.prefix_len() > 0 {
             attributes.push(RouteAttribute::Destination(self.destination.addr().into()));
         }
+        let metric = self.hop_limit.map(RouteMetric::Hoplimit);
+        attributes.extend(metric.map(|metric| RouteAttribute::Metrics(vec![metric])));
         // A blackhole of IPv6 is reported with the loopback device, which must not be sent back.
         if self.kind == RouteType::Unicast {
             let is_direct = self.hops.iter().all(|hop| hop.gateway.is_none());
@@ -354,9 +365,16 @@ pub struct Rule {
     pub protocol: u8,
     /// The mark that the packet has, if that matters.
     pub mark: Option<u32>,
-    /// It has conditions other than interface and mark, or an action other than a table.
+    /// The messages of ICMP that it is for, if only for some.
+    pub icmp: Option<IcmpKinds>,
+    /// It has conditions other than these, or an action other than a table.
     pub special: bool,
 }
+
+/// Messages of ICMP, or of ICMPv6: the first and the last of a range of numbers, each type * 256 +
+/// code. To a rule these are ports of the destination, for the kernel keeps them in that place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpKinds(pub u16, pub u16);
 
 impl Rule {
     pub(in crate::os) fn from_message(message: &RuleMessage) -> Option<Rule> {
@@ -368,8 +386,10 @@ impl Rule {
             table: u32::from(header.table),
             protocol: 0,
             mark: None,
+            icmp: None,
             special: header.action != RuleAction::ToTable || header.tos != 0,
         };
+        let (mut protocol, mut ports) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Priority(priority) => rule.priority = *priority,
@@ -378,10 +398,22 @@ impl Rule {
                 RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
                 RuleAttribute::FwMark(mark) => rule.mark = Some(*mark),
                 RuleAttribute::FwMask(u32::MAX) => {}
+                RuleAttribute::IpProtocol(number) => protocol = Some(*number),
+                RuleAttribute::DestinationPortRange(range) => ports = Some(*range),
+                // From Linux 6.15 on, where the range is a single number.
+                RuleAttribute::Other(other)
+                    if other.kind() == FRA_DPORT_MASK && is_all_ones(other) => {}
                 // "-1": reported for each rule, without effect.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 _ => rule.special = true,
             }
+        }
+        match (protocol, ports) {
+            (None, None) => {}
+            (Some(protocol), Some(ports)) if protocol == icmp_of(rule.family) => {
+                rule.icmp = Some(IcmpKinds(ports.start, ports.end));
+            }
+            _ => rule.special = true,
         }
         Some(rule)
     }
@@ -401,8 +433,36 @@ impl Rule {
             attributes.push(RuleAttribute::FwMark(mark));
             attributes.push(RuleAttribute::FwMask(u32::MAX));
         }
+        if let Some(IcmpKinds(start, end)) = self.icmp {
+            attributes.push(RuleAttribute::IpProtocol(icmp_of(self.family)));
+            let range = RulePortRange { start, end };
+            attributes.push(RuleAttribute::DestinationPortRange(range));
+        }
         message
     }
+
+    /// Whether it is for some packets only, by what they are and not by where they come from.
+    pub fn is_choosy(&self) -> bool {
+        self.mark.is_some() || self.icmp.is_some()
+    }
+}
+
+/// `FRA_DPORT_MASK` (linux/fib_rules.h).
+const FRA_DPORT_MASK: u16 = 29;
+
+/// Whether a mask takes nothing away.
+fn is_all_ones(mask: &DefaultNla) -> bool {
+    let mut bits = vec![0; mask.value_len()];
+    mask.emit_value(&mut bits);
+    bits.iter().all(|byte| *byte == u8::MAX)
+}
+
+/// The protocol of control messages of a family.
+fn icmp_of(family: Family) -> IpProtocol {
+    IpProtocol::from(match family {
+        Family::V4 => Protocol::ICMP.0,
+        Family::V6 => Protocol::ICMPV6.0,
+    })
 }
 
 impl fmt::Display for Rule {
@@ -412,6 +472,13 @@ impl fmt::Display for Rule {
         f.write_str(self.interface.as_deref().unwrap_or("any"))?;
         if let Some(mark) = self.mark {
             write!(f, " fwmark {mark:#x}")?;
+        }
+        if let Some(IcmpKinds(start, end)) = self.icmp {
+            let name = if self.family == Family::V4 { "" } else { "v6" };
+            write!(f, " icmp{name} {}/{}", start >> 8, start & 0xff)?;
+            if start != end {
+                write!(f, " to {}/{}", end >> 8, end & 0xff)?;
+            }
         }
         write!(f, " lookup {} (IPv{family})", self.table)
     }

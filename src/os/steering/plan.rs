@@ -9,13 +9,15 @@ use super::detour::IPV6_MTU;
 use super::forwarding::is_forwarding;
 use super::survey::Survey;
 use super::{
-    KernelLink, KernelRoute, METRIC, METRIC_BLACKHOLE, PROTOCOL, PROTOCOL_FORWARDING_WAS_OFF, Rule,
-    SysctlError, TABLE_MAIN, TABLES, default_network, is_ours, net_family, sysctl,
+    IcmpKinds, KernelLink, KernelRoute, METRIC, METRIC_BLACKHOLE, PROTOCOL,
+    PROTOCOL_FORWARDING_WAS_OFF, Rule, SysctlError, TABLE_MAIN, TABLES, default_network, is_ours,
+    net_family, sysctl,
 };
 use crate::os::barrier::error_mark;
 use crate::os::netlink::Address;
 use tandemgw_core::config::{Config, Nat};
 use tandemgw_core::flow::{Addr, Family, PortId};
+use tandemgw_core::gateway::HOP_LIMIT_OF_ERRORS;
 
 /// The routes and rules that must be in place.
 pub(super) struct Plan {
@@ -103,24 +105,35 @@ impl Plan {
         Ok(())
     }
 
-    /// Leads what the kernel says about packets of the gateway to the gateway, by the TUN device of
-    /// the first port.
-    pub(super) fn rule_for_errors(&self, family: Family) -> Rule {
-        Rule {
+    /// These lead what the kernel says about packets of the gateway to the gateway, by the TUN
+    /// device of the first port: errors that the barrier has marked, and without its help those
+    /// that can't be about packets to this machine itself.
+    pub(super) fn rules_for_errors(&self, family: Family) -> impl Iterator<Item = Rule> {
+        let rule = Rule {
             family,
             priority: self.first_table.saturating_sub(1).max(1),
             // Packets of this machine itself.
             interface: Some("lo".to_owned()),
             table: self.first_table,
             protocol: PROTOCOL,
-            mark: Some(error_mark(self.first_table)),
+            mark: None,
+            icmp: None,
             special: false,
-        }
+        };
+        let marked = Rule {
+            mark: Some(error_mark(self.first_table)),
+            ..rule.clone()
+        };
+        let of_kinds = never_about_itself(family).iter().map(move |kinds| Rule {
+            icmp: Some(*kinds),
+            ..rule.clone()
+        });
+        [marked].into_iter().chain(of_kinds)
     }
 
     pub(super) fn is_rule(&self, rule: &Rule) -> bool {
         self.ports.iter().any(|port| port.is_my_rule(rule))
-            || *rule == self.rule_for_errors(rule.family)
+            || self.rules_for_errors(rule.family).any(|it| it == *rule)
     }
 
     pub(super) fn is_table(&self, number: u32) -> bool {
@@ -153,6 +166,7 @@ impl PortPlan {
             table: self.table,
             protocol: self.marks[family as usize],
             mark: None,
+            icmp: None,
             special: false,
         }
     }
@@ -182,17 +196,21 @@ impl PortPlan {
             .collect()
     }
 
-    /// To the TUN device: better than the blackhole.
+    /// To the TUN device: better than the blackhole. By the hop limit the gateway knows what this
+    /// machine itself has sent.
     pub(super) fn default_route(&self, family: Family) -> KernelRoute {
         let all = default_network(family);
-        KernelRoute::on_link(all, self.table, METRIC, PROTOCOL, self.tun)
+        KernelRoute {
+            hop_limit: Some(HOP_LIMIT_OF_ERRORS.into()),
+            ..KernelRoute::on_link(all, self.table, METRIC, PROTOCOL, self.tun)
+        }
     }
 
     pub(super) fn is_my_rule(&self, rule: &Rule) -> bool {
         rule.interface.as_ref() == Some(&self.interface)
             && rule.table == self.table
             && rule.priority == self.table
-            && rule.mark.is_none()
+            && !rule.is_choosy()
             && !rule.special
     }
 
@@ -203,6 +221,21 @@ impl PortPlan {
             .chain(addresses)
             .filter(|route| families.contains(&net_family(&route.destination)))
             .collect()
+    }
+}
+
+/// What the kernel says only of packets that it forwards: that a host does not answer, that the
+/// packet is too big, that no hop is left.
+fn never_about_itself(family: Family) -> &'static [IcmpKinds] {
+    const fn kind(number: u8, code: u8) -> u16 {
+        (number as u16) << 8 | code as u16
+    }
+    const fn only(number: u8, code: u8) -> IcmpKinds {
+        IcmpKinds(kind(number, code), kind(number, code))
+    }
+    match family {
+        Family::V4 => const { &[only(3, 1), only(3, 4), only(11, 0)] },
+        Family::V6 => const { &[only(1, 3), IcmpKinds(kind(2, 0), kind(3, 0))] },
     }
 }
 

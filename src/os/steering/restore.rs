@@ -306,7 +306,9 @@ impl Steering {
         for family in families {
             put_back_route(netlink, port, &port.default_route(*family), restored)?;
             if index == 0 {
-                put_back_rule(netlink, &plan.rule_for_errors(*family), restored)?;
+                for rule in plan.rules_for_errors(*family) {
+                    put_back_rule(netlink, &rule, restored)?;
+                }
             }
         }
         Ok(())
@@ -448,6 +450,7 @@ pub(super) fn kernel_rules(
                 table: TABLE_MAIN,
                 protocol: RouteProtocol::Kernel.into(),
                 mark: None,
+                icmp: None,
                 special: false,
             });
         }
@@ -457,7 +460,7 @@ pub(super) fn kernel_rules(
 }
 
 fn is_for_all(rule: &Rule) -> bool {
-    !rule.special && rule.mark.is_none() && rule.interface.is_none()
+    !rule.special && !rule.is_choosy() && rule.interface.is_none()
 }
 
 /// Whether the kernel takes a network to be on a link. Some of its hosts may have routes of their

@@ -236,6 +236,7 @@ fn rules(port: &PortPlan, family: Family) -> [Rule; 3] {
         table,
         protocol: PROTOCOL,
         mark: None,
+        icmp: None,
         special: false,
     })
 }

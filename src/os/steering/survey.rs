@@ -38,7 +38,7 @@ impl Survey {
             tuns.chain(interfaces.map(|link| link.index)).collect()
         };
         let devices = of_ports(&survey);
-        let leads_errors = |rule: &Rule| is_ours(rule) && rule.mark.is_some();
+        let leads_errors = |rule: &Rule| is_ours(rule) && rule.is_choosy();
         for family in &plan.families {
             let relevant = |rule: &Rule| {
                 plan.is_table(rule.priority)
@@ -65,10 +65,10 @@ impl Survey {
     /// Of the rules for errors of the kernel, those of another gateway on this machine lead to
     /// tables that nothing else here is about.
     fn forget_errors_of_others(&mut self, plan: &Plan) {
-        let tables = self.rules.iter().filter(|rule| rule.mark.is_none());
+        let tables = self.rules.iter().filter(|rule| !rule.is_choosy());
         let tables: BTreeSet<u32> = tables.map(|rule| rule.table).collect();
         self.rules.retain(|rule| {
-            rule.mark.is_none() || plan.is_table(rule.table) || tables.contains(&rule.table)
+            !rule.is_choosy() || plan.is_table(rule.table) || tables.contains(&rule.table)
         });
     }
 
@@ -115,8 +115,9 @@ pub(super) fn ensure_rule(
         is_ours(other)
             && !other.special
             && other.family == rule.family
-            && (other.priority, other.table, &other.interface, other.mark)
-                == (rule.priority, rule.table, &rule.interface, rule.mark)
+            && (other.priority, other.table, &other.interface)
+                == (rule.priority, rule.table, &rule.interface)
+            && (other.mark, other.icmp) == (rule.mark, rule.icmp)
     };
     if survey.rules.iter().any(is_same) {
         return Ok(());

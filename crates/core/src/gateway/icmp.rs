@@ -3,7 +3,7 @@
 use crate::event::{DropReason, Verdict};
 use crate::flow::{Addr, Direction, GroupId, PortId};
 use crate::packet::{
-    self,
+    self, Parsed,
     icmp_error::{self, ErrorKind, Quoted},
 };
 use crate::session::{Session, Tracker};
@@ -14,6 +14,11 @@ use super::{Gateway, Packet};
 
 /// By whose TUN device errors of this kernel come that are not for a virtual address.
 pub const PORT_OF_ERRORS: PortId = PortId(0);
+
+/// Their hop limit, if a rule led them there from the start. Nobody else's packets have it, for the
+/// kernel takes a hop of each (RFC 5082). A kernel without an address to speak from takes one that
+/// others may have as well, 192.0.0.8 (RFC 7600).
+pub const HOP_LIMIT_OF_ERRORS: u8 = 255;
 
 impl Gateway {
     /// Finds the session of the packet that the error quotes, and passes the error to the sender of
@@ -38,7 +43,7 @@ impl Gateway {
         // 6890), but not of every kind: a link-local one is not forwarded.
         let from = parsed.key.src;
         let is_martian = packet::martian_source(from) || from.is_link_local();
-        if is_martian && !self.is_kernel_address(from) || from == parsed.key.dst {
+        if is_martian && !self.is_by_kernel(&parsed) || from == parsed.key.dst {
             return Err(DropReason::Martian);
         }
         if !packet::checksum_ok(bytes, &parsed, offload) {
@@ -78,9 +83,8 @@ impl Gateway {
         self.absorb_session(id);
         let session = self.sessions.get(id).ok_or(DropReason::IcmpUnrelated)?;
         // Only the port tells who speaks: this kernel sends errors from any of its own addresses.
-        // Nobody else's come in from these (the barrier's chain `hops`).
         let (ingress, egress) = session.ports(direction);
-        let is_by_kernel = self.is_kernel_address(parsed.key.src);
+        let is_by_kernel = self.is_by_kernel(&parsed);
         let is_led = is_by_kernel && port == PORT_OF_ERRORS;
         if port != ingress && !is_led && self.rules.port(port).source_check {
             return Err(DropReason::SpoofedSource);
@@ -104,7 +108,7 @@ impl Gateway {
         let hidden = as_received.src != as_sent.dst;
         let outer_src = match hidden {
             true => as_sent.dst,
-            false => self.author(parsed.key.src, as_received.src, egress, session.group),
+            false => self.author(&parsed, as_received.src, egress, session.group),
         };
         icmp_error::translate_error(bytes, &parsed, offload, outer_src, as_sent.src, &as_sent);
         if turns_back {
@@ -130,14 +134,21 @@ impl Gateway {
     /// Who a host that `egress` leads to sees as the author of an error from `from` about packets
     /// to `to`. The kernel of this unit speaks for the gateway, unless they were for itself: then
     /// it is a virtual address, which is the same after a takeover.
-    fn author(&self, from: Addr, to: Addr, egress: PortId, group: GroupId) -> Addr {
-        if from == to || !self.is_kernel_address(from) {
+    fn author(&self, error: &Parsed, to: Addr, egress: PortId, group: GroupId) -> Addr {
+        let from = error.key.src;
+        if from == to || !self.is_by_kernel(error) {
             return from;
         }
         let family = from.family();
         self.own_address(egress, family, |it| it == group)
             .or_else(|| self.own_address(egress, family, |it| self.serves(it)))
             .unwrap_or(from)
+    }
+
+    /// Whether this machine itself has sent the packet: nobody else's come in from addresses of the
+    /// kernel (the barrier's chain `hops`), or with that hop limit.
+    fn is_by_kernel(&self, packet: &Parsed) -> bool {
+        packet.hop_limit == HOP_LIMIT_OF_ERRORS || self.is_kernel_address(packet.key.src)
     }
 }
 

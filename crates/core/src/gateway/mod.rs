@@ -103,7 +103,7 @@ pub use event_log::{EventLog, LoggedEvent, Stage, Subject};
 pub use explain::{Explanation, Matched, PacketFate, Pickup, Scope, SourceTranslation, Survives};
 pub use fast_path::FastCounters;
 pub use health::{Health, Severity, Standing, Trouble};
-pub use icmp::PORT_OF_ERRORS;
+pub use icmp::{HOP_LIMIT_OF_ERRORS, PORT_OF_ERRORS};
 pub use links::PortFault;
 pub use multicast_view::{MembersView, MulticastPort};
 pub use paths::Channel;
