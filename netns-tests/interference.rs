@@ -188,6 +188,15 @@ fn routes_and_rules_that_are_removed_come_back_and_nothing_leaks() {
             "ip route add unreachable 10.77.2.0/24 table 7700 proto 77",
             "route removed",
         ),
+        // Ours, but it swallows what is larger.
+        (
+            "ip route change default dev tgw-lan table 7700 proto 77 metric 1024 mtu 1000",
+            "route removed",
+        ),
+        (
+            "ip -6 route change default dev tgw-wan table 7701 proto 77 metric 1024 mtu 1280",
+            "route removed",
+        ),
     ] {
         siege.suffer(script, word);
     }
@@ -339,6 +348,7 @@ fn parameters_come_back() {
             set("ipv6/conf/tgw-wan/disable_ipv6", 1),
             "disable_ipv6 of tgw-wan",
         ),
+        (set("ipv6/conf/tgw-lan/mtu", 1280), "mtu of tgw-lan"),
         (
             set("ipv4/conf/tgw-lan/rp_filter", 1),
             "rp_filter of tgw-lan",

@@ -7,6 +7,7 @@ use crate::os::steering::{
     Disturbance, KERNEL_TABLES, METRIC, METRIC_BLACKHOLE, PROTOCOL, is_ours, number_in,
 };
 use netlink_packet_route::route::{RouteProtocol, RouteType};
+use tandemgw_core::gateway::HOP_LIMIT_OF_ERRORS;
 
 impl Monitor {
     /// Tells the steering what a message means for it.
@@ -95,7 +96,12 @@ impl Monitor {
             let is_whole = route.destination.prefix_len() == 0;
             let is_blackhole =
                 route.kind == RouteType::BlackHole && route.metric == METRIC_BLACKHOLE;
-            let is_default = route.kind == RouteType::Unicast && route.metric == METRIC && to_tun;
+            // Somebody may have changed ours: with an MTU it would swallow what is larger.
+            let is_plain = route.mtu.is_none()
+                && !route.is_special
+                && route.hop_limit == Some(HOP_LIMIT_OF_ERRORS.into());
+            let is_default =
+                route.kind == RouteType::Unicast && route.metric == METRIC && to_tun && is_plain;
             return route.protocol != PROTOCOL || !is_whole || !(is_blackhole || is_default);
         }
         self.port_of_spread_table(route.table).is_some() && route.protocol != PROTOCOL

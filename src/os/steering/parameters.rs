@@ -216,6 +216,8 @@ fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
         parameters.extend([
             (Family::V6, ADDR_GEN_MODE, ADDR_GEN_MODE_NONE),
             (Family::V6, "accept_ra", 0),
+            // A value of its own, which only a change of the device's MTU sets too.
+            (Family::V6, "mtu", TUN_MTU),
             (Family::V6, DISABLE_IPV6, 0),
         ]);
     }
