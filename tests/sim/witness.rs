@@ -234,6 +234,27 @@ fn of_a_pair_with_everything_between_cut_the_primary_stays_and_no_other_is() {
     }
 }
 
+/// The standby may notice the cut a hold time before the primary, by carrier loss, and the process
+/// beside the primary may be slow on a busy machine: the group stays where it is all the same.
+#[test]
+fn a_primary_that_lives_asks_before_the_standby() {
+    for seed in 0..SEEDS {
+        let (mut world, primary) = calm(seed, WITNESSED);
+        let standby = 1 - primary;
+        world.etcd.most_delay = ms(20);
+        let sessions = world.acknowledged();
+        world.isolate(standby, true);
+        if seed.is_multiple_of(2) {
+            world.set_carrier(standby, false);
+        }
+        world.run(ms(6000));
+        assert_eq!(world.primaries(0), [primary], "seed {seed}");
+        assert_eq!(world.results(standby).granted, 0, "seed {seed}");
+        assert_eq!(world.results(primary).refused, 0, "seed {seed}");
+        world.check_kept(&sessions);
+    }
+}
+
 /// Today's behaviour: the units decide as if there was no witness, and say so.
 #[test]
 fn a_pair_without_an_answer_does_as_without_a_witness() {
@@ -272,7 +293,8 @@ fn a_dead_primary_is_followed_although_nobody_can_tell() {
     let (mut world, primary) = calm(7, WITNESSED);
     world.die(primary, Death::PowerLoss);
     let took = world.until_primary(1 - primary);
-    assert!(took < ms(200), "one question more than without: {took:?}");
+    // Its hold time and its check, two hold times for a primary that lives, and the question.
+    assert!(took < ms(240), "{took:?}");
     assert_eq!(world.results(1 - primary).granted, 1);
 }
 

@@ -10,7 +10,8 @@
 //! - A primary that does not hear all its peers takes the lease, so that a unit in doubt elsewhere
 //!   finds it taken. If another unit has it, one that is not heard, it steps down.
 //! - A unit in doubt that would take over asks first, and waits for the answer for `timeout` at
-//!   most. It asks later than a primary does, so that a group stays where it is.
+//!   most. It asks two hold times after its check, so that a primary that lives has asked before,
+//!   and a group stays where it is.
 //! - Everything else goes on as without a witness, and does not wait. So does a unit that gets no
 //!   answer, and it says so.
 //!
@@ -443,10 +444,9 @@ impl Ha {
         };
         match lease.asked_since {
             _ if lease.other(now).is_some() => Permit::Yes,
-            None if !patience.is_zero() => Permit::Ask(match self.are_many() {
-                true => self.hold() * 2,
-                false => self.probe_wait(),
-            }),
+            // A primary may notice the cut a hold time and a heartbeat later, if this unit had a
+            // hint. What is left is for the process beside it, which has no real-time priority.
+            None if !patience.is_zero() => Permit::Ask(self.hold() * 2),
             Some(at) if now < at + patience => Permit::Wait(at + patience),
             _ => {
                 self.tell_lease(now, group, Told::Without);
