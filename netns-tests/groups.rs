@@ -127,3 +127,44 @@ fn a_group_comes_and_goes_under_traffic() {
     clients.go_on();
     clients.finish();
 }
+
+/// The forward of one group leads elsewhere on one unit: that group can't be handed over, the other
+/// one can, with its sessions, and both units say which of them differs.
+#[test]
+fn a_group_that_differs_leaves_the_other_one_ready() {
+    let mut cluster = Cluster::started(&[200, 100]);
+    for number in 0..2 {
+        add_group(cluster.unit_mut(number));
+        reload(cluster.unit(number));
+    }
+    let mut clients = Clients::start(&cluster.lab, 4);
+    cluster.wait_until_equal(0, &[]);
+    let server = "internal = \"10.77.1.100:80\"";
+    let other = "internal = \"10.77.1.101:80\"";
+    cluster.unit_mut(1).edit(server, other);
+    cluster.unit(1).reload();
+    for number in 0..2 {
+        let unit = cluster.unit(number);
+        wait_until("the unit says what differs, and what it means", || {
+            let health = unit.status()["health"].to_string();
+            health.contains("forward web (group two)")
+                && health.contains("take over two from the other; the other groups stay in sync")
+        });
+        assert!(unit.log().contains("what=\"forward web (group two)\""));
+    }
+    wait_until("gw-b is not ready for the group", || {
+        let refused = cluster.unit(0).tandemgw("failover --group two --to gw-b");
+        refused.stderr.contains("gw-b is not ready")
+    });
+    clients.start_more(&cluster.lab, 2);
+    cluster.wait_until_equal(0, &[]);
+    let held = cluster.held_by(0);
+    cluster
+        .unit(0)
+        .tandemgw("failover --group default --to gw-b")
+        .ok();
+    cluster.wait_for_primaries(&[1], &[]);
+    cluster.assert_holds(1, &held);
+    clients.go_on();
+    clients.finish();
+}

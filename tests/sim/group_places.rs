@@ -313,3 +313,58 @@ fn a_group_comes_with_its_slots() {
         world.check_flows(&open, &moves);
     }
 }
+
+/// A unit whose forward of one group leads elsewhere does not count as ready for that group; for
+/// the others it does, they are guaranteed, and can be handed over. Both units say which it is.
+#[test]
+fn units_that_differ_in_one_group_are_ready_for_the_others() {
+    const OTHER: usize = 1;
+    for (seed, units) in (0..SEEDS).flat_map(|seed| [(seed, 2), (seed, 3)]) {
+        crate::install_logger();
+        let shape = Shape {
+            groups: 3,
+            shared_wan: seed.is_multiple_of(2),
+            ..shape(units)
+        };
+        let mut world = World::new(seed, shape, Faults::NONE);
+        world.run(ms(3000));
+        world.open_flows_in(&[0, 2]);
+        let (open, moves) = world.open_in(&[0, 2]);
+        let owner = world.primaries(OTHER)[0];
+        let odd = (owner + 1) % units;
+        world.units[odd].rules.moved_in = Some(OTHER);
+        assert!(world.reload(odd));
+        world.run(ms(2000));
+        let degraded = world.degraded();
+        world.open_flows_in(&[0, 2]);
+        assert_eq!(world.degraded(), degraded, "seed {seed}");
+        for (unit, other) in [(owner, odd), (odd, owner)] {
+            let gateway = world.units[unit].gateway.as_ref().unwrap();
+            let told = gateway.differing_settings(peer_id(unit, other));
+            assert_eq!(told, "forward web1 (group g1)");
+            let now = world.local_time(unit);
+            let ready = |group: usize| {
+                let ha = gateway.cluster().unwrap().ha();
+                ha.group(now, GroupId(group as u8)).unwrap().ready
+            };
+            assert!(ready(0) && ready(2), "seed {seed}: {}", NAMES[unit]);
+            assert!(unit == owner || !ready(OTHER), "seed {seed}");
+        }
+        let refused = world.ask_for_handover(owner, OTHER, odd);
+        assert!(refused.is_err_and(|why| why.contains("not ready")));
+        let from = world.primaries(2)[0];
+        let to = if from == odd { owner } else { odd };
+        assert_eq!(world.ask_for_handover(from, 2, to), Ok(()));
+        world.run(ms(2500));
+        assert_eq!(world.primaries(2), [to], "seed {seed}");
+        for unit in (0..units).filter(|unit| *unit != odd) {
+            world.units[unit].rules.moved_in = Some(OTHER);
+            assert!(world.reload(unit));
+            world.run(ms(2000));
+        }
+        assert_eq!(world.ask_for_handover(owner, OTHER, odd), Ok(()));
+        world.run(ms(2500));
+        assert_eq!(world.primaries(OTHER), [odd], "seed {seed}");
+        world.check_flows(&open, &moves);
+    }
+}

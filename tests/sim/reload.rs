@@ -31,6 +31,8 @@ pub struct Rules {
     pub no_streams: bool,
     /// The forward leads to another host.
     pub moved_forward: bool,
+    /// Only that of this group does.
+    pub moved_in: Option<usize>,
     /// Idle sessions end earlier.
     pub short: bool,
     /// The guarantee may wait for long.

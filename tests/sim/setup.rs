@@ -219,7 +219,8 @@ impl Shape {
         let (lan, wan) = (2 * group, 2 * group + 1);
         let [inner, outer] = [lan, wan].map(|segment| self.port_of(segment));
         let outside = vip(wan, Family::V4);
-        let web = WEB + usize::from(rules.moved_forward);
+        let is_moved = rules.moved_forward || rules.moved_in == Some(group);
+        let web = WEB + usize::from(is_moved);
         let web = host_address(lan, web, Family::V4);
         let [out, inwards] = match rules.renamed {
             false => ["out", "in"],

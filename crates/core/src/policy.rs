@@ -12,10 +12,13 @@ use std::hash::Hasher;
 use ipnet::IpNet;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use crate::config::{Action, Config, MulticastPolicy, Nat, Policy, Service};
-use crate::flow::{Addr, FlowKey, PolicyId, PortId, Protocol};
+use crate::config::{self, Action, Config, MulticastPolicy, Nat, Policy, Service};
+use crate::flow::{Addr, FlowKey, GroupId, PolicyId, PortId, Protocol};
 
 use index::Index;
+
+/// Of [`Ruleset::items`], the name of the one that stands for all that is about no group.
+pub const POLICIES: &str = "policies";
 
 /// The decision of the first matching policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,12 +136,10 @@ impl Ruleset {
     pub fn succeeded_by(&self, config: &Config) -> Result<Ruleset, TooManyPolicies> {
         let items = canonical(config);
         let mut all = SipHasher24::new();
-        for (_, text) in &items {
-            all.write(text.as_bytes());
+        for item in &items {
+            all.write(item.text.as_bytes());
             all.write(b"\n");
         }
-        let hash = |text: &str| SipHasher24::new().hash(text.as_bytes()).h1 as u32;
-        let items = items.into_iter().map(|(name, text)| (name, hash(&text)));
         let known: BTreeMap<&str, usize> = (0..)
             .zip(&self.names)
             .filter(|(_, (_, place))| place.is_some())
@@ -164,7 +165,7 @@ impl Ruleset {
             index: Index::new(&config.policies),
             servers: servers(config),
             digest: all.finish128().as_bytes(),
-            items: items.collect(),
+            items: told(config, &items),
             names,
         })
     }
@@ -261,8 +262,9 @@ impl Ruleset {
         }
     }
 
-    /// Everything that must be the same on all units: virtual addresses of ports, groups, pools,
-    /// forwards, and policies, by name, each with a hash.
+    /// Everything that must be the same on all units, by name, each with a hash: all that is about
+    /// no group ([`POLICIES`]), each group with its addresses, pools and forwards, and then these
+    /// and the policies one by one.
     pub fn items(&self) -> &[(String, u32)] {
         &self.items
     }
@@ -394,33 +396,55 @@ fn service_matches(service: &Service, key: &FlowKey) -> bool {
             .is_none_or(|(first, last)| (first..=last).contains(&key.dst_port))
 }
 
-/// Everything that must be the same on all units, each item with its name and a canonical text: no
-/// ids, no interfaces, and lists whose order has no meaning are sorted. Names are quoted, so no
-/// name can imitate another field.
-fn canonical(config: &Config) -> Vec<(String, String)> {
+/// Something that must be the same on all units.
+struct Item {
+    name: String,
+    /// No ids, no interfaces; lists whose order has no meaning are sorted. Names are quoted, so no
+    /// name can imitate another field.
+    text: String,
+    /// The group that it is about; the others are about all.
+    of: Option<GroupId>,
+}
+
+/// Everything that must be the same on all units.
+fn canonical(config: &Config) -> Vec<Item> {
+    // The name says which group the item is about.
+    let item = |kind: &str, name: &str, of: GroupId, text: String| {
+        let group = config.known_groups().find(|(id, _)| *id == of);
+        let name = match group {
+            Some((_, group)) if config.known_groups().count() > 1 => {
+                format!("{kind} {name} (group {})", group.name)
+            }
+            _ => format!("{kind} {name}"),
+        };
+        let of = group.map(|(id, _)| id);
+        Item { name, text, of }
+    };
     let ports = config.ports.iter();
     let ports = ports.filter(|port| !port.virtual_addresses.is_empty());
     // An item for each group, so that a unit that lacks one agrees about the others.
     let ports = ports.flat_map(|port| {
-        config.known_groups().filter_map(|(id, group)| {
+        config.known_groups().filter_map(move |(id, group)| {
             let addresses = port.virtual_addresses.iter();
             let addresses = addresses.filter(|own| own.group == id);
             let addresses = sorted(addresses.map(|own| format!("{} {}", own.addr, own.network)));
             let text = format!("port {:?} {:?} {addresses:?}", port.name, group.name);
-            let name = match config.known_groups().count() {
-                1 => format!("port {}", port.name),
-                _ => format!("port {} (group {})", port.name, group.name),
-            };
-            (!addresses.is_empty()).then_some((name, text))
+            (!addresses.is_empty()).then(|| item("port", &port.name, id, text))
         })
     });
-    let groups = config.known_groups().map(|(_, group)| {
-        let text = format!("group {:?}", group.name);
-        (format!("group {}", group.name), text)
+    let groups = config.known_groups().map(|(id, group)| Item {
+        name: format!("group {}", group.name),
+        text: format!("group {:?}", group.name),
+        of: Some(id),
     });
+    let group_of = |addr: Addr| config::group_of(&config.ports, addr);
     let pools = config.nat_pools.iter().map(|pool| {
         let text = format!("pool {:?} {:?} {:?}", pool.name, pool.addresses, pool.ports);
-        (format!("nat-pool {}", pool.name), text)
+        let group = pool
+            .addresses
+            .first()
+            .map_or(GroupId(0), |it| group_of(*it));
+        item("nat-pool", &pool.name, group, text)
     });
     let forwards = config.forwards.iter().map(|forward| {
         let port = port_names(config, &[forward.port]);
@@ -428,27 +452,58 @@ fn canonical(config: &Config) -> Vec<(String, String)> {
             "forward {port:?} {} {:?} {} {:?}",
             forward.protocol.0, forward.external, forward.last_external_port, forward.internal
         );
-        (format!("forward {}", forward.name), text)
+        item("forward", &forward.name, group_of(forward.external.0), text)
     });
     let joins = config.multicast_joins.iter().map(|join| {
         let port = port_names(config, &[join.port]).concat();
         let source = join.source.map_or("any".to_owned(), |it| it.to_string());
-        let name = format!("multicast-join {port} {} {source}", join.group);
-        (name.clone(), name)
+        general(
+            format!("multicast-join {port} {} {source}", join.group),
+            None,
+        )
     });
     let items = ports.chain(groups).chain(pools).chain(forwards);
     let mut items: Vec<_> = items.chain(joins).collect();
-    items.sort_unstable();
+    items.sort_by(|one, other| (&one.name, &one.text).cmp(&(&other.name, &other.text)));
     // Only for policies does the order matter.
     items.extend(config.policies.iter().map(|policy| {
         let name = format!("policy {}", policy.name);
-        (name, canonical_policy(config, policy))
+        general(name, Some(canonical_policy(config, policy)))
     }));
     items.extend(config.multicast_policies.iter().map(|policy| {
         let name = format!("multicast-policy {}", policy.name);
-        (name, canonical_multicast(config, policy))
+        general(name, Some(canonical_multicast(config, policy)))
     }));
     items
+}
+
+/// What is about all groups; without a text, the name says all.
+fn general(name: String, text: Option<String>) -> Item {
+    let text = text.unwrap_or_else(|| name.clone());
+    let of = None;
+    Item { name, text, of }
+}
+
+/// The items as peers are told of them, each with a hash: first [`POLICIES`] and the groups, which
+/// stand for all that is about them, so that these have room.
+fn told(config: &Config, items: &[Item]) -> Vec<(String, u32)> {
+    let hash = |text: &str| SipHasher24::new().hash(text.as_bytes()).h1 as u32;
+    let all_of = |of: Option<GroupId>| -> u32 {
+        let texts = items.iter().filter(|item| item.of == of);
+        let texts: Vec<&str> = texts.map(|item| item.text.as_str()).collect();
+        hash(&texts.join("\n"))
+    };
+    let groups = config.known_groups().map(|(id, group)| {
+        let name = format!("group {}", group.name);
+        (name, all_of(Some(id)))
+    });
+    let parts = items.iter().filter(|item| !item.name.starts_with("group "));
+    let parts = parts.map(|item| (item.name.clone(), hash(&item.text)));
+    [(POLICIES.to_owned(), all_of(None))]
+        .into_iter()
+        .chain(groups)
+        .chain(parts)
+        .collect()
 }
 
 fn networks(networks: &[IpNet]) -> Vec<String> {

@@ -213,20 +213,35 @@ impl Gateway {
     }
 
     /// What it means that the settings of a peer differ from those of this unit.
-    pub(super) fn effect_of_other_config(&self, peer: PeerId) -> &'static str {
+    pub(super) fn effect_of_other_config(&self, peer: PeerId) -> String {
         let sync = self.cluster().map(Cluster::sync);
-        let agrees = sync.is_none_or(|sync| sync.agrees(peer));
+        let agrees = |group: &GroupId| sync.is_none_or(|sync| sync.agrees(peer, *group));
+        // A slot follows its group.
+        let whole = |group: &GroupId| !self.group_name(*group).contains('/');
+        let (agreed, others): (Vec<GroupId>, Vec<GroupId>) =
+            self.groups().filter(whole).partition(agrees);
+        if !others.is_empty() {
+            let names: Vec<&str> = others.iter().map(|it| self.group_name(*it)).collect();
+            return match agreed.is_empty() {
+                true => "neither counts as ready to take over from the other".to_owned(),
+                false => format!(
+                    "neither counts as ready to take over {} from the other; the other groups stay in \
+                     sync",
+                    names.join(", ")
+                ),
+            };
+        }
         let about = sync.and_then(|sync| sync.about(peer));
         let is_of =
             |kind| about.is_some_and(|it| it.differing.iter().any(|it| it.starts_with(kind)));
-        match (agrees, about.is_some_and(|about| about.rules_equal)) {
-            (false, _) => "neither counts as ready to take over from the other",
-            (true, false) => "groups that only one unit has stay there",
-            (true, true) if is_of("unit ") => {
+        let effect = match about.is_some_and(|about| about.rules_equal) {
+            false => "groups that only one unit has stay there",
+            true if is_of("unit ") => {
                 "a unit that only one of them knows may become primary beside the other"
             }
-            (true, true) => "slots that both units or none of them should have stay where they are",
-        }
+            true => "slots that both units or none of them should have stay where they are",
+        };
+        effect.to_owned()
     }
 
     fn log_handover(

@@ -57,8 +57,8 @@ pub(super) struct Remote {
     pub(super) ruleset: [u8; 16],
     /// The names of those that differ from this unit's.
     pub(super) differing: Vec<String>,
-    /// A difference here keeps either from taking over.
-    pub(super) conflicts: bool,
+    /// By own group: a difference keeps either from taking it over.
+    pub(super) conflicts: Vec<bool>,
     /// The version of its program.
     pub(super) program: Option<String>,
     /// It knows messages about configs.
@@ -352,11 +352,13 @@ impl Replicator {
         }
     }
 
-    /// Whether the settings of `peer` agree with those of this unit, as far as it is known. One
-    /// that lacks a group may lack what that group needs; all else must be the same.
-    pub(crate) fn agrees(&self, peer: PeerId) -> bool {
-        let remote = self.peers.get(peer.index()).map(|peer| &peer.remote);
-        !matches!(remote, Some(Some(remote)) if remote.conflicts)
+    /// Whether the settings of `peer` for a group agree with those of this unit, as far as it is
+    /// known. One that lacks a group may lack what that group needs; all else must be the same.
+    pub(crate) fn agrees(&self, peer: PeerId, group: GroupId) -> bool {
+        let remote = self.peers.get(peer.index());
+        let remote = remote.and_then(|peer| peer.remote.as_ref());
+        let conflicts = remote.and_then(|it| it.conflicts.get(usize::from(group.0)));
+        !conflicts.is_some_and(|it| *it)
     }
 
     /// Whether a peer has other policies, pools or forwards, as far as it is known.

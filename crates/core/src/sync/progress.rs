@@ -80,16 +80,16 @@ impl Replicator {
         self.peers.get(peer.index()).map(|peer| peer.heard)
     }
 
-    /// The sync state between this unit and a peer. Zero if their settings contradict each other.
-    /// Nothing that counts, if their settings contradict each other.
+    /// The sync state between this unit and a peer. A group about which their settings contradict
+    /// each other does not count.
     pub(crate) fn reached(&self, peer: PeerId) -> SyncState {
         let set = |is_in: &dyn Fn(GroupId) -> bool| -> GroupSet {
             self.groups().filter(|group| is_in(*group)).collect()
         };
-        let agrees = self.agrees(peer);
+        let agrees = |group| self.agrees(peer, group);
         SyncState {
-            ready: set(&|group| agrees && self.is_ready(group)),
-            equal: set(&|group| agrees && self.digest_equal(peer, group)),
+            ready: set(&|group| agrees(group) && self.is_ready(group)),
+            equal: set(&|group| agrees(group) && self.digest_equal(peer, group)),
             applied: self.applied(peer),
         }
     }

@@ -189,11 +189,7 @@ impl Replicator {
             .map(|policy| policy.unwrap_or(PolicyId::NONE))
             .collect(),
             ruleset: hello.ruleset,
-            // A unit that serves only some of the groups lacks what the others need.
-            conflicts: match lacking.is_empty() {
-                true => hello.ruleset != self.identity.ruleset,
-                false => self.identity.settings.contradicts(&hello.settings),
-            },
+            conflicts: self.conflicts(hello, &lacking),
             differing: {
                 let mut names = lacking.told();
                 names.extend(units_of_one(&self.identity.units, &hello.units));
@@ -217,6 +213,19 @@ impl Replicator {
                 .map(|group| !group.is_empty() && hello.groups.contains(group))
                 .collect(),
         }
+    }
+
+    /// By own group: a peer that has it too says something else about it, or about all.
+    fn conflicts(&self, hello: &Hello, lacking: &Lacking<'_>) -> Vec<bool> {
+        let identity = &self.identity;
+        let (ours, theirs) = (&identity.settings, &hello.settings);
+        let any = hello.ruleset != identity.ruleset;
+        let all = any && ours.contradicts(theirs, !lacking.is_empty());
+        let conflicts = |group: &String| {
+            let both = !group.is_empty() && hello.groups.contains(group);
+            any && both && (all || ours.contradicts_in(theirs, group))
+        };
+        identity.groups.iter().map(conflicts).collect()
     }
 
     fn handle_hello(

@@ -1,7 +1,9 @@
 //! The settings that must be the same on all units, sent in the Hello item by item, so that each
 //! unit can name the differences: virtual addresses of ports, groups, pools, forwards, policies.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+
+use crate::policy::POLICIES;
 
 /// The items of a unit, each with a hash of what it says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,36 +41,37 @@ impl Settings {
         self.items.iter().map(|(name, _)| size(name)).sum()
     }
 
-    /// Whether something that both have is not the same, or policies that both have are in another
-    /// order.
-    pub(super) fn contradicts(&self, other: &Settings) -> bool {
+    /// Whether policies or others that are about no group are not the same as those of `other`. If
+    /// the units have `other_groups`, only what both have counts: who serves only some of the
+    /// groups lacks what the others need.
+    pub(super) fn contradicts(&self, other: &Settings, other_groups: bool) -> bool {
         let common = |these: &Settings, those: &Settings| -> Vec<(String, u32)> {
             let names: BTreeSet<&str> = those.items.iter().map(|(name, _)| name.as_str()).collect();
-            let items = these.items.iter();
+            let items = these.items.iter().filter(|(name, _)| is_general(name));
             let common = items.filter(|(name, _)| names.contains(name.as_str()));
             common.cloned().collect()
         };
-        common(self, other) != common(other, self)
+        match other_groups {
+            false => self.find(POLICIES) != other.find(POLICIES),
+            true => common(self, other) != common(other, self),
+        }
+    }
+
+    /// Whether a group has not the same addresses, pools and forwards as that of `other`.
+    pub(super) fn contradicts_in(&self, other: &Settings, group: &str) -> bool {
+        let group = group.split_once('/').map_or(group, |(whole, _)| whole);
+        let name = format!("group {group}");
+        self.find(&name) != other.find(&name)
+    }
+
+    fn find(&self, name: &str) -> Option<u32> {
+        let item = self.items.iter().find(|(it, _)| it == name);
+        item.map(|(_, hash)| *hash)
     }
 
     /// The names of what differs from `other`, at most eight, and then how many more there are.
-    /// Empty if it is none that was told: then it is the order of policies, or one of those without
-    /// room.
     pub(super) fn differing(&self, other: &Settings) -> Vec<String> {
-        let [ours, theirs] = [self, other].map(|it| {
-            let items = it.items.iter();
-            items
-                .map(|(name, hash)| (name.as_str(), *hash))
-                .collect::<BTreeMap<_, _>>()
-        });
-        let changed = ours.iter().filter(|(name, hash)| match theirs.get(*name) {
-            Some(their) => their != *hash,
-            None => other.is_complete,
-        });
-        let changed = changed.map(|(name, _)| *name);
-        let missing = theirs.keys().copied();
-        let missing = missing.filter(|name| self.is_complete && !ours.contains_key(name));
-        let all: Vec<&str> = changed.chain(missing).collect();
+        let all = self.parts_unlike(other);
         let mut names: Vec<String> = all
             .iter()
             .take(MOST_NAMES)
@@ -77,7 +80,65 @@ impl Settings {
         if all.len() > MOST_NAMES {
             names.push(format!("and {} more", all.len() - MOST_NAMES));
         }
+        // The order of policies, or one of those without room.
+        let explained = |sum: &str| match sum.strip_prefix("group ") {
+            Some(group) => {
+                (all.iter()).any(|it| !is_general(it) && group_in(it).is_none_or(|it| it == group))
+            }
+            None => all.iter().any(|it| is_general(it)),
+        };
+        let sums = self.items.iter().filter(|(name, _)| is_sum(name));
+        let sums = sums.filter(|(name, hash)| other.find(name).is_some_and(|it| it != *hash));
+        names.extend(
+            sums.map(|(name, _)| name.clone())
+                .filter(|it| !explained(it)),
+        );
         names
+    }
+
+    /// The names of what one has, and the other one not or not so.
+    fn parts_unlike<'a>(&'a self, other: &'a Settings) -> BTreeSet<&'a str> {
+        let unlike = |these: &'a Settings, those: &'a Settings| {
+            let said: BTreeSet<(&str, u32)> = (those.items.iter())
+                .map(|(name, hash)| (bare(name), *hash))
+                .collect();
+            let names: BTreeSet<&str> = those.items.iter().map(|(name, _)| bare(name)).collect();
+            let items = these.items.iter();
+            items.filter(move |(name, hash)| {
+                // What had no room may be the same.
+                let is_known = those.is_complete || names.contains(bare(name));
+                let is_alone = is_sum(name) && !names.contains(name.as_str());
+                let counts = !is_sum(name) || is_alone && name != POLICIES;
+                counts && is_known && !said.contains(&(bare(name), *hash))
+            })
+        };
+        let all = unlike(self, other).chain(unlike(other, self));
+        all.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// Whether an item stands for others.
+fn is_sum(item: &str) -> bool {
+    item == POLICIES || item.starts_with("group ")
+}
+
+/// Whether an item is about all groups.
+fn is_general(item: &str) -> bool {
+    let of_group = ["group ", "port ", "nat-pool ", "forward "];
+    item != POLICIES && !of_group.iter().any(|kind| item.starts_with(kind))
+}
+
+/// The group that an item names.
+fn group_in(item: &str) -> Option<&str> {
+    let group = item.strip_suffix(')')?.rsplit_once(" (group ");
+    group.map(|(_, name)| name)
+}
+
+/// The name of an item without its group, which a unit with one group leaves out.
+fn bare(item: &str) -> &str {
+    match group_in(item) {
+        Some(_) => item.rsplit_once(" (group ").map_or(item, |(name, _)| name),
+        None => item,
     }
 }
 
@@ -126,9 +187,7 @@ impl<'a> Lacking<'a> {
 
     /// Whether an item of the settings is about a group that only one has.
     pub(super) fn covers(&self, item: &str) -> bool {
-        let item = item.strip_suffix(')').unwrap_or(item);
-        let group = item.rsplit_once("(group ").map(|(_, name)| name);
-        let group = group.or_else(|| item.strip_prefix("group "));
+        let group = group_in(item).or_else(|| item.strip_prefix("group "));
         group.is_some_and(|name| self.has(name) || name.contains('/'))
     }
 
@@ -172,13 +231,63 @@ mod tests {
     #[test]
     fn what_differs_is_named_on_both_sides() {
         let ours = settings(&[("port lan", 1), ("policy a", 2), ("policy b", 3)]);
-        let theirs = settings(&[("port lan", 9), ("policy a", 2), ("pool p", 4)]);
-        let names = ["policy b", "port lan", "pool p"];
+        let theirs = settings(&[("port lan", 9), ("policy a", 2), ("nat-pool p", 4)]);
+        let names = ["nat-pool p", "policy b", "port lan"];
         assert_eq!(ours.differing(&theirs), names);
-        let mut same: Vec<_> = theirs.differing(&ours);
-        same.sort();
-        assert_eq!(same, ["policy b", "pool p", "port lan"]);
+        assert_eq!(theirs.differing(&ours), names);
         assert!(ours.differing(&ours).is_empty());
+    }
+
+    #[test]
+    fn what_stands_for_others_is_named_if_none_of_them_is() {
+        let ours = [
+            ("policies", 1),
+            ("group a", 2),
+            ("port lan (group a)", 3),
+            ("policy p", 4),
+        ];
+        let with = |changes: &[(usize, u32)]| {
+            let mut items = ours;
+            changes.iter().for_each(|(at, hash)| items[*at].1 = *hash);
+            settings(&items)
+        };
+        let ours = settings(&ours);
+        for (changes, wanted) in [
+            (&[(0, 9)][..], &["policies"][..]),
+            (&[(1, 9)], &["group a"]),
+            (&[(1, 9), (2, 9)], &["port lan (group a)"]),
+            (&[(0, 9), (3, 9)], &["policy p"]),
+            (
+                &[(0, 9), (1, 9), (2, 9)],
+                &["port lan (group a)", "policies"],
+            ),
+        ] {
+            assert_eq!(ours.differing(&with(changes)), wanted);
+            assert_eq!(with(changes).differing(&ours), wanted);
+        }
+        // A unit with one group does not name it.
+        let alone = settings(&[
+            ("policies", 1),
+            ("group a", 2),
+            ("port lan", 3),
+            ("policy p", 4),
+        ]);
+        assert!(ours.differing(&alone).is_empty() && alone.differing(&ours).is_empty());
+    }
+
+    #[test]
+    fn a_difference_in_a_group_contradicts_there_only() {
+        let ours = settings(&[("policies", 1), ("group a", 2), ("group b", 3)]);
+        let theirs = settings(&[("policies", 1), ("group a", 9), ("group b", 3)]);
+        assert!(!ours.contradicts(&theirs, false));
+        assert!(ours.contradicts_in(&theirs, "a") && ours.contradicts_in(&theirs, "a/7"));
+        assert!(!ours.contradicts_in(&theirs, "b") && !ours.contradicts_in(&theirs, "b/7"));
+        assert!(ours.contradicts(&settings(&[("policies", 2)]), false));
+        let former = settings(&[("group a", 2), ("policy p", 1)]);
+        assert!(
+            ours.contradicts(&former, false),
+            "it does not say what it has"
+        );
     }
 
     #[test]
@@ -214,15 +323,16 @@ mod tests {
     }
 
     #[test]
-    fn what_only_one_has_contradicts_nothing() {
+    fn policies_that_only_one_has_contradict_nothing_among_other_groups() {
         let ours = settings(&[("policy a", 2), ("policy b", 3), ("policy c", 4)]);
-        assert!(!ours.contradicts(&settings(&[
+        let contradicts = |items: &[(&str, u32)]| ours.contradicts(&settings(items), true);
+        assert!(!contradicts(&[
             ("policy a", 2),
             ("policy c", 4),
-            ("pool p", 5)
-        ])));
-        assert!(ours.contradicts(&settings(&[("policy a", 9)])));
-        assert!(ours.contradicts(&settings(&[("policy c", 4), ("policy a", 2)])));
+            ("nat-pool p", 5)
+        ]));
+        assert!(contradicts(&[("policy a", 9)]));
+        assert!(contradicts(&[("policy c", 4), ("policy a", 2)]));
     }
 
     #[test]
