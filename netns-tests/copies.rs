@@ -4,8 +4,8 @@
 use crate::cluster::{Clients, Cluster};
 use testkit::system::process::wait_until;
 
-#[test]
-fn two_units_of_four_lose_power_one_after_the_other() {
+/// Four units, of which gw-a is primary, gw-b and gw-c hold what it has, and gw-d nothing.
+fn started() -> Cluster {
     let mut cluster = Cluster::new(&[200, 150, 100, 50]);
     cluster.edit(
         "pickup-guarantee = \"strict\"",
@@ -15,6 +15,29 @@ fn two_units_of_four_lose_power_one_after_the_other() {
     wait_until("gw-d is relieved", || {
         cluster.unit(3).group()["holder"] == false
     });
+    cluster
+}
+
+/// One command is enough: gw-d gets the sessions, then the group.
+#[test]
+fn a_unit_that_holds_nothing_takes_over_when_it_has_the_sessions() {
+    let cluster = started();
+    let mut clients = Clients::start(&cluster.lab, 10);
+    cluster.open_datagrams(0, 400, 0);
+    let held = cluster.held_by(0);
+    assert!(held.len() >= 400, "{} sessions", held.len());
+    assert!(cluster.held_by(3).is_empty(), "gw-d holds nothing");
+    let said = cluster.unit(0).tandemgw("failover --to gw-d").ok().stdout;
+    assert!(said.starts_with("gw-d is now primary"), "{said}");
+    cluster.wait_for_primaries(&[3], &[]);
+    cluster.assert_holds(3, &held);
+    clients.go_on();
+    clients.finish();
+}
+
+#[test]
+fn two_units_of_four_lose_power_one_after_the_other() {
+    let mut cluster = started();
     let mut clients = Clients::start(&cluster.lab, 30);
     cluster.open_datagrams(0, 400, 0);
     for peer in [1, 2] {

@@ -192,7 +192,8 @@ fn no_copy_is_given_up_before_the_holders_have_all() {
     world.check_kept(&held);
 }
 
-/// A unit that holds nothing can't be handed the group, but is made a holder by the attempt.
+/// A unit that holds nothing gets the sessions first, and then the group; one that dies before does
+/// not.
 #[test]
 fn a_group_is_handed_over_to_a_unit_that_gets_it_first() {
     let mut world = settled(2, limited(5, 1));
@@ -200,12 +201,19 @@ fn a_group_is_handed_over_to_a_unit_that_gets_it_first() {
     let target = (0..5).find(|it| *it != primary && !holders.contains(it));
     let target = target.unwrap();
     let held = world.held_by(primary);
-    let refused = world.ask_for_handover(primary, 0, target).unwrap_err();
-    assert!(refused.contains("it gets the sessions now"), "{refused}");
-    world.run(ms(2000));
     assert_eq!(world.ask_for_handover(primary, 0, target), Ok(()));
-    world.run(ms(1000));
+    assert_eq!(world.primaries(0), [primary], "it has nothing yet");
+    world.die(target, Death::PowerLoss);
+    world.run(ms(2000));
+    assert_eq!(world.primaries(0), [primary]);
+    let end = world.handover_end(primary, 0).unwrap();
+    assert!(end.unwrap_err().contains("is lost"));
+    world.start(target);
+    world.run(ms(3000));
+    assert_eq!(world.ask_for_handover(primary, 0, target), Ok(()));
+    world.run(ms(2000));
     assert_eq!(world.primaries(0), [target]);
+    assert_eq!(world.handover_end(primary, 0), Some(Ok(())));
     world.check_kept(&held);
     world.run(ms(9000));
     world.check_agreement_soon();

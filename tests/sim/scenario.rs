@@ -296,6 +296,13 @@ impl World {
         self.request(unit, group, Some(peer_id(unit, to)))
     }
 
+    /// How the next planned handover has ended, if it has.
+    pub fn handover_end(&mut self, unit: usize, group: usize) -> Option<Result<(), String>> {
+        let gateway = self.units[unit].gateway.as_mut()?;
+        let end = gateway.poll_handover(GroupId(group as u8))?;
+        Some(end.result.map_err(|why| why.to_string()))
+    }
+
     fn request(&mut self, unit: usize, group: usize, to: Option<PeerId>) -> Result<(), String> {
         let now = self.local_time(unit);
         let gateway = self.units[unit].gateway.as_mut().ok_or("it is dead")?;

@@ -9,7 +9,7 @@ use crate::time::Time;
 use super::Progress;
 use super::protocol::{ErrorCode, Failure, HandoverDone, write_line};
 
-/// A handover ends by itself long before.
+/// A handover ends by itself long before, when the peer has the sessions.
 const FAILOVER_WAIT: Duration = Duration::from_secs(5);
 
 /// Planned handovers in progress.
@@ -48,6 +48,9 @@ impl Failover {
                 }
                 None => true,
             });
+        if self.groups.iter().any(|group| gateway.is_inviting(*group)) {
+            self.deadline = now + FAILOVER_WAIT;
+        }
         if self.groups.is_empty() {
             Ok(Progress::Done)
         } else if now >= self.deadline {

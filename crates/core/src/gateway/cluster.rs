@@ -393,6 +393,11 @@ impl Gateway {
             .unwrap_or(Err(HandoverError::Standalone))
     }
 
+    /// Whether a handover of `group` begins when a peer has got its sessions.
+    pub(crate) fn is_inviting(&self, group: GroupId) -> bool {
+        self.cluster().is_some_and(|it| it.ha.is_inviting(group))
+    }
+
     /// The end of the next planned handover of `group`, if it has come.
     pub fn poll_handover(&mut self, group: GroupId) -> Option<HandoverEnd> {
         self.cluster.as_deref_mut()?.poll_handover(group)

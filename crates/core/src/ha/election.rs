@@ -69,7 +69,7 @@ pub(super) struct Group {
     pub lease: Lease,
     /// As primary: who is to hold it, as replication was told.
     pub holders: Holders,
-    /// As primary: a peer that is to hold it until then, because it may take over.
+    /// As primary: a peer that gets its sessions, and the group then, if it has them by that time.
     pub invited: Option<(PeerId, Time)>,
 }
 
@@ -152,6 +152,12 @@ impl Group {
         }
     }
 
+    /// The peer that is about to get it by a planned handover.
+    pub(super) fn heir(&self) -> Option<PeerId> {
+        let to = self.handover.as_ref().map(|handover| handover.to);
+        to.or(self.invited.map(|(peer, _)| peer))
+    }
+
     /// Whether a group has this place.
     pub(super) fn exists(&self) -> bool {
         !self.name.is_empty()
@@ -193,7 +199,9 @@ impl Ha {
             State::Checking { next, .. } => Some(next),
             State::Primary => {
                 let handover = state.handover.as_ref().map(|handover| handover.deadline);
-                handover.into_iter().chain(self.lease_due(group)).min()
+                let invited = state.invited.map(|(_, until)| until);
+                let due = handover.into_iter().chain(invited);
+                due.chain(self.lease_due(group)).min()
             }
         }
     }
@@ -350,6 +358,7 @@ impl Ha {
     /// Turns this unit from primary to standby; its copies count as complete for now.
     pub(super) fn step_down(&mut self, now: Time, group: usize, why: String) {
         self.fail_handover(now, group, &why);
+        self.end_invitation(now, group, &why);
         let state = &mut self.groups[group];
         state.state = State::Standby;
         state.since = now;

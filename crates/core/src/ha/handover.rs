@@ -54,13 +54,6 @@ pub enum HandoverError {
     NotReady(String),
     /// The peer of this name has not confirmed that it holds the same sessions.
     NotEqual(String),
-    /// The peer holds no sessions of the group. It gets them now.
-    NotHolder {
-        /// The node name of that peer.
-        peer: String,
-        /// The name of the group.
-        group: String,
-    },
     /// The peer of this name is in maintenance, and so should stay standby.
     InMaintenance(String),
     /// The peer would give the group back at once.
@@ -99,11 +92,6 @@ impl fmt::Display for HandoverError {
                 f,
                 "{peer} has not confirmed that it holds the same sessions"
             ),
-            HandoverError::NotHolder { peer, group } => write!(
-                f,
-                "{peer} is not one of the units that hold {group}; it gets the sessions now: ask \
-                 again when it is in sync"
-            ),
             HandoverError::InMaintenance(peer) => write!(f, "{peer} is in maintenance"),
             HandoverError::FewerPorts { peer, up, own } => write!(
                 f,
@@ -133,8 +121,8 @@ const GIVEN: Duration = Duration::from_millis(500);
 const EXPECTED: Duration = Duration::from_secs(1);
 
 impl Ha {
-    /// Starts a planned handover of `group`, to the best peer if `to` does not name one.
-    /// [`Output::HandoverDone`] reports its end.
+    /// Starts a planned handover of `group`, to the best peer if `to` does not name one. A peer that
+    /// is not to hold the group gets its sessions first. [`Output::HandoverDone`] reports the end.
     ///
     /// # Errors
     /// Why it can't start.
@@ -183,9 +171,10 @@ impl Ha {
             Some(peer) => match suits(self, index, peer) {
                 Ok(()) => peer,
                 Err(HandoverError::NotReady(_)) if !self.is_holder(now, group, to) => {
-                    let why = self.invite(now, index, peer);
+                    self.would_keep(peer)?;
+                    self.invite(now, index, peer);
                     self.flush(now);
-                    return Err(why);
+                    return Ok(());
                 }
                 Err(why) => return Err(why),
             },
@@ -292,8 +281,10 @@ impl Ha {
             }
             return;
         }
+        self.follow_invitation(now, group);
         let state = &self.groups[group];
-        if self.leaving.is_some() || now < state.handover_after {
+        let is_under_way = state.handover.is_some();
+        if is_under_way || self.leaving.is_some() || now < state.handover_after {
             return;
         }
         let (ports_up, priority) = (self.ports_up, state.priority);
@@ -459,7 +450,7 @@ impl Ha {
         });
     }
 
-    fn start_handover(
+    pub(super) fn start_handover(
         &mut self,
         now: Time,
         group: usize,
@@ -475,7 +466,7 @@ impl Ha {
         let term = self.term_above(known, &self.peers[to.index()].name);
         let state = &mut self.groups[group];
         let deadline = now + TIMEOUT;
-        state.expected = None;
+        (state.expected, state.invited) = (None, None);
         state.handover = Some(Handover {
             deadline,
             to,
@@ -523,8 +514,13 @@ impl Ha {
     }
 
     /// Whether a peer can take the group over and would not give it back at once.
-    fn could_keep(&self, group: usize, peer: PeerId) -> Result<(), HandoverError> {
+    pub(super) fn could_keep(&self, group: usize, peer: PeerId) -> Result<(), HandoverError> {
         self.can_take_over(group, peer)?;
+        self.would_keep(peer)
+    }
+
+    /// Whether a peer that takes a group over would not give it back at once.
+    fn would_keep(&self, peer: PeerId) -> Result<(), HandoverError> {
         let ElectionPeer {
             name,
             ports_up,

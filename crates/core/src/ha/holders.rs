@@ -20,7 +20,7 @@ use crate::time::Time;
 /// A unit that is silent for longer is no holder: another one takes its place. Shorter silence
 /// does not move sessions about.
 const GONE_AFTER: Duration = Duration::from_secs(1);
-/// How long a unit is a holder because somebody wants to hand over to it.
+/// How long a group waits for a unit that is to get its sessions, and then the group.
 const INVITED_FOR: Duration = Duration::from_secs(60);
 /// How long a unit that holds nothing leaves a group without a primary to those that hold it.
 const HOLDERS_FIRST: Duration = Duration::from_secs(5);
@@ -36,14 +36,11 @@ impl Ha {
 
     /// As primary, tells replication who is to hold the group, whenever that changes.
     pub(super) fn choose_holders(&mut self, now: Time, group: usize) {
-        if self.groups[group].invited.is_some_and(|it| now >= it.1) {
-            self.groups[group].invited = None;
-        }
         let chosen = match self.copies {
             0 => Holders::All,
             copies => Holders::Of {
                 peers: (self.chosen(now, group, None).into_iter().flatten())
-                    .chain(self.groups[group].invited.map(|(peer, _)| peer))
+                    .chain(self.groups[group].heir())
                     .collect(),
                 copies: u32::from(copies),
             },
@@ -76,9 +73,8 @@ impl Ha {
 
     /// Whether a unit is one of the first by rank, or is the primary.
     fn is_chosen(&self, now: Time, group: usize, unit: Option<PeerId>) -> bool {
-        let invited = self.groups[group].invited.map(|(peer, _)| peer);
         let primary = match self.groups[group].state {
-            State::Primary if unit.is_some() && invited == unit => return true,
+            State::Primary if unit.is_some() && self.groups[group].heir() == unit => return true,
             State::Primary => None,
             _ => match self.alive_primary(group) {
                 Some(peer) => Some(peer),
@@ -135,15 +131,63 @@ impl Ha {
         }
     }
 
-    /// Makes a peer that holds nothing of a group one of its holders for a while, so that the group
-    /// can be handed over to it soon. Returns why it can't be handed over now.
-    pub(super) fn invite(&mut self, now: Time, group: usize, peer: PeerId) -> HandoverError {
+    /// Makes a peer that holds nothing of a group one of its holders, and hands the group over to it
+    /// when it has all, if that is within [`INVITED_FOR`].
+    pub(super) fn invite(&mut self, now: Time, group: usize, peer: PeerId) {
         self.groups[group].invited = Some((peer, now + INVITED_FOR));
-        self.choose_holders(now, group);
-        HandoverError::NotHolder {
-            peer: self.peers[peer.index()].name.clone(),
-            group: self.groups[group].name.clone(),
+        let name = &self.groups[group].name;
+        let what = format!(
+            "{} gets the sessions of {name}",
+            self.peers[peer.index()].name
+        );
+        let why = "it was asked for, and held none: it is primary when it has them";
+        self.events.info(now, what, why);
+        self.evaluate_all(now);
+    }
+
+    /// Hands a group over to the peer that was invited, when it has all; gives it up if that does
+    /// not come about.
+    pub(super) fn follow_invitation(&mut self, now: Time, group: usize) {
+        let Some((to, until)) = self.groups[group].invited else {
+            return;
+        };
+        let peer = &self.peers[to.index()];
+        match self.could_keep(group, to) {
+            Ok(()) => self.start_handover(now, group, to, "requested", true),
+            Err(_) if !peer.linked => {
+                let why = format!("{} is lost", peer.name);
+                self.end_invitation(now, group, &why);
+            }
+            Err(why) if now >= until => {
+                let within = INVITED_FOR.as_secs();
+                let why = format!(
+                    "{} did not get the sessions in {within} s: {why}",
+                    peer.name
+                );
+                self.end_invitation(now, group, &why);
+            }
+            Err(_) => {}
         }
+    }
+
+    /// No peer is waited for any more, if one was.
+    pub(super) fn end_invitation(&mut self, now: Time, group: usize, why: &str) {
+        let Some((to, until)) = self.groups[group].invited.take() else {
+            return;
+        };
+        let left = until.since(now);
+        self.push_output(Output::HandoverDone {
+            group: GroupId(group as u8),
+            to,
+            took: INVITED_FOR.saturating_sub(left),
+            result: Err(HandoverError::Failed(why.to_owned())),
+        });
+    }
+
+    /// Whether a peer gets the sessions of a group, to be handed the group then.
+    pub(crate) fn is_inviting(&self, group: GroupId) -> bool {
+        let state = self.groups.get(usize::from(group.0));
+        state.is_some_and(|state| state.invited.is_some())
     }
 
     /// Until when this unit, which does not hold a group, leaves it to a living unit that does.
