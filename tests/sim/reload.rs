@@ -98,9 +98,8 @@ impl World {
             let (key, values) = SWITCHES[self.random.below(SWITCHES.len())];
             let value = values[self.random.below(values.len())];
             self.note(|| format!("{} sets {key} to {value}", NAMES[unit]));
-            let now = self.local_time(unit);
+            let now = self.rouse(unit);
             if let Some(gateway) = &mut self.units[unit].gateway {
-                gateway.handle_wake(now);
                 let result = gateway.set_switch(now, key, value);
                 // The groups may have priorities of their own.
                 assert!(result.is_ok() || key == "priority", "{key}: {result:?}");
@@ -112,12 +111,11 @@ impl World {
 
     /// A unit reads its file; returns whether it did.
     pub fn reload(&mut self, unit: usize) -> bool {
-        let (now, rules) = (self.local_time(unit), self.units[unit].rules);
+        let (now, rules) = (self.rouse(unit), self.units[unit].rules);
         let config = self.shape.config(unit, &rules);
         let Some(gateway) = self.units[unit].gateway.as_mut() else {
             return false;
         };
-        gateway.handle_wake(now);
         let result = gateway.reload(now, &config);
         gateway.check_invariants();
         if let Ok(reloaded) = &result {

@@ -279,9 +279,8 @@ impl World {
 
     pub fn stop(&mut self, unit: usize) {
         self.note(|| format!("{} is to end", NAMES[unit]));
-        let now = self.local_time(unit);
+        let now = self.rouse(unit);
         if let Some(gateway) = &mut self.units[unit].gateway {
-            gateway.handle_wake(now);
             gateway.shut_down(now);
         }
         self.wake(unit);
@@ -304,9 +303,8 @@ impl World {
     }
 
     fn request(&mut self, unit: usize, group: usize, to: Option<PeerId>) -> Result<(), String> {
-        let now = self.local_time(unit);
+        let now = self.rouse(unit);
         let gateway = self.units[unit].gateway.as_mut().ok_or("it is dead")?;
-        gateway.handle_wake(now);
         let asked = gateway.request_failover(now, GroupId(group as u8), to);
         asked.map_err(|why| why.to_string())?;
         self.wake(unit);
@@ -315,9 +313,8 @@ impl World {
 
     /// As [`World::hand_over`], also to a unit that is not ready.
     pub fn force_over(&mut self, unit: usize, group: usize) -> Result<(), String> {
-        let now = self.local_time(unit);
+        let now = self.rouse(unit);
         let gateway = self.units[unit].gateway.as_mut().ok_or("it is dead")?;
-        gateway.handle_wake(now);
         let forced = gateway.force_failover(now, GroupId(group as u8), None);
         forced.map_err(|why| why.to_string())?;
         self.wake(unit);

@@ -46,12 +46,13 @@ impl World {
         };
         let pump = std::mem::replace(&mut self.units[unit].pump, Pump::new(0));
         let last_turn = std::mem::replace(&mut self.units[unit].last_turn, self.now);
+        let last_wake = last_turn.max(self.units[unit].last_wake);
         let mut turn = Turn {
             unit,
             now,
             gateway,
             pump,
-            resumed: self.now.since(last_turn) > HOLD,
+            resumed: self.now.since(last_wake) > HOLD,
             before: Vec::new(),
         };
         turn.before = self.known_reigns(&turn);
@@ -87,6 +88,16 @@ impl World {
         turn.pump.send(now, &mut turn.gateway, &mut wires);
         self.drain(&mut turn);
         self.finish_turn(turn);
+    }
+
+    /// Between turns, as for an administrator: the unit notices if it was paused. Returns its time.
+    pub fn rouse(&mut self, unit: usize) -> Time {
+        let now = self.local_time(unit);
+        if let Some(gateway) = &mut self.units[unit].gateway {
+            gateway.handle_wake(now);
+        }
+        self.units[unit].last_wake = self.now;
+        now
     }
 
     /// The roles and terms of a unit, by group; not followed where units do not have the same

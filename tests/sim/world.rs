@@ -127,6 +127,8 @@ pub struct Unit {
     /// When the process that speaks to the witness has something to do.
     pub asks_at: Option<Time>,
     pub last_turn: Time,
+    /// An administrator came, and the gateway noticed a pause.
+    pub last_wake: Time,
     pub inbox: BTreeMap<(Time, u64), Arrival>,
     pub news: BTreeMap<(Time, u64), News>,
     pub heard: Heard,
@@ -242,6 +244,7 @@ impl World {
             wakes_at: Time::ZERO,
             asks_at: None,
             last_turn: Time::ZERO,
+            last_wake: Time::ZERO,
             inbox: BTreeMap::new(),
             news: BTreeMap::new(),
             heard: Heard::default(),
