@@ -77,6 +77,35 @@ fn the_kernel_of_a_killed_unit_closes_the_connections_to_peers_first() {
     }
 }
 
+/// To enlarge that table, the kernel makes a process with threads wait for some 10 ms: longer than
+/// a short hold time.
+#[test]
+fn a_peer_that_comes_does_not_have_the_kernel_enlarge_the_table_of_open_files() {
+    let mut pair = Pair::new();
+    pair.a_mut().start();
+    wait_until("gw-a is primary", || pair.a().is_primary());
+    let before = places_for_files(pair.a());
+    pair.b.start();
+    wait_until("the peer is connected", || {
+        !connections(pair.a()).is_empty()
+    });
+    let highest = open_files(pair.a()).into_iter().map(|(number, _)| number);
+    assert!(
+        highest.max() > Some(64),
+        "more than each process has room for"
+    );
+    assert_eq!(places_for_files(pair.a()), before);
+}
+
+/// How many open files the kernel has room for without more memory (proc_pid_status(5)).
+fn places_for_files(unit: &Unit) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", unit.pid()));
+    let status = status.expect("it runs");
+    let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+    size.and_then(|size| size.trim().parse().ok())
+        .expect("a size")
+}
+
 /// The numbers of a unit's open files, and what they are.
 fn open_files(unit: &Unit) -> Vec<(i32, String)> {
     let folder = std::fs::read_dir(format!("/proc/{}/fd", unit.pid())).expect("it runs");

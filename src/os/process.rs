@@ -82,11 +82,29 @@ fn fd_limit() -> Option<u64> {
 }
 
 /// Raises the limit of open files to the maximum: each port takes four descriptors, and the usual
-/// limit of 1024 is not enough for 512 ports.
+/// limit of 1024 is not enough for 512 ports. And has the kernel make its table of them as long as
+/// it can become.
+///
+/// Call it before there are threads. When a process with threads opens a file with a number beyond
+/// that table, the kernel waits until all CPUs have let go of the old table (`expand_fdtable`):
+/// some 10 ms, in which the loop would stand still. The table never shrinks.
 ///
 /// # Errors
 /// The kernel's error; the process then keeps its limit.
-pub fn raise_file_limit() -> io::Result<()> {
+pub fn make_room_for_files() -> io::Result<()> {
+    let raised = raise_file_limit();
+    let limit = fd_limit().unwrap_or_default().min(FILES);
+    let highest = libc::c_int::try_from(limit.saturating_sub(1)).unwrap_or_default();
+    // SAFETY: the call takes and gives numbers. That of stderr is one of this process, or an error.
+    let fd = unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, highest) };
+    if fd != -1 {
+        // SAFETY: the kernel has just made `fd`, and nobody else has it.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    raised
+}
+
+fn raise_file_limit() -> io::Result<()> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,

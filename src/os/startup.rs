@@ -84,7 +84,7 @@ pub fn run(config: Config, sources: Sources, signals: Signals) -> Result<(), Sta
             InQuotes(&error)
         );
     }
-    if let Err(error) = process::raise_file_limit() {
+    if let Err(error) = process::make_room_for_files() {
         log::debug!("limit of open files not raised error={}", InQuotes(&error));
     }
     // After the priority, for which files of this process are written that are root's from here on.
