@@ -47,6 +47,9 @@ struct Options {
     /// Runs of the row `dual`; the worst counts.
     #[arg(long, default_value_t = 100)]
     dual_runs: usize,
+    /// How the primary ends in the row `offloaded`; in all ways if none is named.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    events: Vec<Event>,
     /// Leaves configs and logs of the last run in this folder.
     #[arg(long)]
     keep: Option<PathBuf>,

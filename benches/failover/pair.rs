@@ -91,7 +91,7 @@ pub struct Unit {
 }
 
 /// How the primary ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Event {
     /// All of its links go down, and its processes stop.
     Power,

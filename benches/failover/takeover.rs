@@ -129,6 +129,8 @@ pub fn offloaded(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
         (Event::Handover, "planned handover", 3.0),
     ];
     let mut figures = Vec::new();
+    let is_wanted = |event: &Event| options.events.is_empty() || options.events.contains(event);
+    let events = events.into_iter().filter(|(event, ..)| is_wanted(event));
     for (event, what, target) in events {
         for offload in ["ebpf", "tun"] {
             let what = format!("{what}, {OFFLOADED} sessions, `{offload}`");
