@@ -37,6 +37,7 @@ use super::clock;
 use super::control_socket::ControlSocket;
 use super::http::HttpServer;
 use super::logging;
+use super::memory::Reserve;
 use super::monitor::{Monitor, Notice};
 use super::multicast::Groups;
 use super::neighbor_requests::NeighborRequests;
@@ -112,8 +113,10 @@ pub struct Shell {
     reloading: reload::Reloading,
     pushing: push::Pushing,
     state: StateFile,
-    /// None until the loop runs.
+    /// None until the loop runs, as the next one.
     upkeep: Option<Upkeep>,
+    /// Memory for the next sessions.
+    reserve: Option<Reserve>,
     /// How often it was asked to stop: the second time it no longer hands over.
     stops: u32,
 }
@@ -203,6 +206,7 @@ impl Shell {
             pushing: push::Pushing::default(),
             state,
             upkeep: None,
+            reserve: None,
             stops: 0,
         })
     }
@@ -222,6 +226,11 @@ impl Shell {
         mut steering: Steering,
         groups: Vec<Groups>,
     ) -> (io::Result<()>, Option<Steering>) {
+        // Before it begins to work: this takes a while.
+        match Reserve::begin(self.gateway.reserved_memory()) {
+            Ok(reserve) => self.reserve = Some(reserve),
+            Err(error) => return (Err(error), None),
+        }
         self.gateway.start(clock::now());
         self.ask_for_neighbors();
         self.follow_first(&mut steering);
@@ -350,6 +359,7 @@ impl Shell {
         self.read_reports(now)?;
         self.ask_some(now);
         self.do_chores();
+        self.reserve_memory();
         self.attach_some();
         // The answers to a check before what comes by the links, of which there may be a flood.
         let mut next = self.ready.sockets.next(0);

@@ -10,6 +10,10 @@ pub struct Reserved {
     /// Even a few entries are spread over all of it, as in a hash index. Otherwise it fills from
     /// its beginning.
     pub is_scattered: bool,
+    /// Bytes in use, from its beginning. All of a hash index are.
+    pub used: usize,
+    /// Bytes of an entry.
+    pub entry: usize,
 }
 
 impl Reserved {
@@ -19,6 +23,8 @@ impl Reserved {
         Reserved {
             addresses: start..start + entries.capacity() * size_of::<T>(),
             is_scattered: false,
+            used: size_of_val(&entries[..]),
+            entry: size_of::<T>(),
         }
     }
 
@@ -41,6 +47,7 @@ mod tests {
         list.push(7);
         let reserved = Reserved::of_list(&list);
         assert!(reserved.addresses.len() >= 8000 && !reserved.is_scattered);
+        assert_eq!((reserved.used, reserved.entry), (8, 8));
         assert!(reserved.addresses.contains(&(&raw const list[0]).addr()));
         assert!(Reserved::of_index(&list).is_scattered);
     }

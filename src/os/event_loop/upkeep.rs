@@ -66,6 +66,14 @@ impl Shell {
         }
     }
 
+    /// Orders memory for the next sessions, if there are many more than before.
+    pub(super) fn reserve_memory(&mut self) {
+        let most = self.gateway.most_sessions();
+        if let Some(reserve) = self.reserve.as_mut().filter(|it| it.is_due(most)) {
+            reserve.follow(most, self.gateway.reserved_memory());
+        }
+    }
+
     /// Has the thread do something.
     pub(super) fn order(&self, order: Order) {
         if let Some(upkeep) = &self.upkeep {

@@ -30,8 +30,9 @@ pub(super) const EARNS_EACH: u64 = 16;
 const MOST_CANDIDATES: usize = 1024;
 const ENTERED_AT_A_TIME: usize = 64;
 const ENTERS_AFTER: Duration = Duration::from_millis(10);
-/// Places that are looked at in one go: some 100 µs.
-const LOOKED_AT: u32 = 512;
+/// Places that are looked at in one go: some 100 µs, or 400 µs where all leave the kernel, as after
+/// a change of role.
+const LOOKED_AT: u32 = 256;
 /// A place is looked at this often; a tenth of all each tick.
 const LOOKS_EACH: u32 = 10;
 /// How long entries stay in force while a gateway without peers does nothing.

@@ -465,6 +465,12 @@ impl Gateway {
         self.sessions.reserved().collect()
     }
 
+    /// How many sessions there ever were at once: the lists of [`Gateway::reserved_memory`] are
+    /// that long.
+    pub fn most_sessions(&self) -> usize {
+        self.sessions.table().most_sessions()
+    }
+
     /// Checks the invariants between two calls; for tests and simulations.
     ///
     /// # Panics

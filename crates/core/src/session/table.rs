@@ -128,6 +128,11 @@ impl Table {
         ]
     }
 
+    /// How many sessions there ever were at once.
+    pub fn most_sessions(&self) -> usize {
+        self.slots.len()
+    }
+
     /// The session that a packet with `key` belongs to, and the packet's direction in it.
     #[inline]
     pub fn lookup(&self, key: &FlowKey, book: &AddressBook) -> Option<(SessionId, Direction)> {
