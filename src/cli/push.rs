@@ -131,7 +131,7 @@ pub fn whole(file: &Path, text: &str) -> Result<String, ClientError> {
         let lines: Vec<String> = problems.iter().map(|it| it.line(&sources)).collect();
         ClientError::Failed(lines.join("; "))
     })?;
-    config::bundle(&sources).map_err(ClientError::Failed)
+    config::bundle(&sources).map_err(|why| ClientError::Failed(why.to_string()))
 }
 
 /// Sends the text in pieces.

@@ -426,7 +426,7 @@ pub(super) type Parsed = Result<(Config, Vec<String>, Sources), ReloadRefused>;
 
 /// A pushed text as the config of the unit `node`.
 pub(super) fn parse_pushed(file: &Path, text: &str, node: String) -> Parsed {
-    let (own, included) = config::unbundle(text).map_err(refused)?;
+    let (own, included) = config::unbundle(text).map_err(|why| refused(why.to_string()))?;
     let mut sources = Sources::new(file, own).of_unit(Some(ThisUnit::Named(node)));
     let parsed = config_files::parse_unbundled(&mut sources, included);
     finish(parsed, sources)

@@ -5,6 +5,7 @@
 //! that includes nothing is the bundle.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use super::sources::Sources;
@@ -12,17 +13,48 @@ use super::sources::Sources;
 /// What the line before an included file begins with. It is a comment of TOML.
 const MARK: &str = "#:file ";
 
+/// Why the files of a config can't be one text, or a text is no config of several files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BundleError {
+    /// A line of the file looks like one that names an included file.
+    Marked(PathBuf),
+    /// The file is not one of the folder of the config, or below, that ends in `.toml`.
+    Elsewhere(PathBuf),
+    /// The text names a file that it must not have, or names it twice.
+    NotAllowed(PathBuf),
+}
+
+impl fmt::Display for BundleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BundleError::Marked(file) => {
+                write!(f, "{}: no line may begin with `{MARK}`", file.display())
+            }
+            BundleError::Elsewhere(file) => write!(
+                f,
+                "{}: only files in the folder of the config, or below, that end in `.toml` can go \
+                 to other units",
+                file.display()
+            ),
+            BundleError::NotAllowed(file) => {
+                write!(f, "it can't have the file `{}`", file.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for BundleError {}
+
 /// The text of a config and the files that it includes.
 ///
 /// # Errors
-/// Why they can't be one text, in a sentence.
-pub fn bundle(sources: &Sources) -> Result<String, String> {
+/// A file that can't go to other units.
+pub fn bundle(sources: &Sources) -> Result<String, BundleError> {
     let folder = sources.main().parent().unwrap_or(Path::new(""));
     let mut out = String::new();
     for (file, text) in sources.files() {
         if text.lines().any(|line| line.starts_with(MARK)) {
-            let name = file.display();
-            return Err(format!("{name}: no line may begin with `{MARK}`"));
+            return Err(BundleError::Marked(file.to_path_buf()));
         }
         if file != sources.main() {
             let name = name(folder, file)?;
@@ -37,19 +69,13 @@ pub fn bundle(sources: &Sources) -> Result<String, String> {
 }
 
 /// The name of an included file in a bundle.
-fn name<'a>(folder: &Path, file: &'a Path) -> Result<&'a str, String> {
+fn name<'a>(folder: &Path, file: &'a Path) -> Result<&'a str, BundleError> {
     let inside = file
         .strip_prefix(folder)
         .ok()
         .filter(|name| is_inside(name));
     let name = inside.and_then(Path::to_str);
-    name.ok_or_else(|| {
-        format!(
-            "{}: only files in the folder of the config, or below, that end in `.toml` can go to \
-             other units",
-            file.display()
-        )
-    })
+    name.ok_or_else(|| BundleError::Elsewhere(file.to_path_buf()))
 }
 
 /// Whether a push may write the file of that name. A pattern like `*` may match keys.
@@ -66,8 +92,8 @@ pub type Unbundled<'a> = (&'a str, BTreeMap<PathBuf, &'a str>);
 /// Takes a bundle apart.
 ///
 /// # Errors
-/// What is wrong with it, in a sentence.
-pub fn unbundle(text: &str) -> Result<Unbundled<'_>, String> {
+/// A file that the text must not have.
+pub fn unbundle(text: &str) -> Result<Unbundled<'_>, BundleError> {
     let mut marks = Vec::new();
     let mut at = 0;
     for line in text.split_inclusive('\n') {
@@ -86,7 +112,7 @@ pub fn unbundle(text: &str) -> Result<Unbundled<'_>, String> {
             .insert(name.to_path_buf(), &text[*begin..end])
             .is_none();
         if !is_new || !is_inside(name) {
-            return Err(format!("it can't have the file `{}`", name.display()));
+            return Err(BundleError::NotAllowed(name.to_path_buf()));
         }
     }
     Ok((own, files))
@@ -149,11 +175,13 @@ mod tests {
         ] {
             let files = sources(&[("/etc/gw.toml", MAIN), (file, POLICY)]);
             let why = bundle(&files).unwrap_err();
-            assert!(why.contains("can go to other units"), "{why}");
+            assert_eq!(why, BundleError::Elsewhere(PathBuf::from(file)));
+            assert!(why.to_string().contains("can go to other units"), "{why}");
         }
         let marked = format!("{POLICY}\n{MARK}x.toml\n");
         let files = [("/etc/gw.toml", MAIN), ("/etc/p.d/1.toml", &*marked)];
-        assert!(bundle(&sources(&files)).unwrap_err().contains("no line"));
+        let why = bundle(&sources(&files)).unwrap_err();
+        assert_eq!(why, BundleError::Marked(PathBuf::from("/etc/p.d/1.toml")));
         for name in ["../a.toml", "/etc/a.toml", "gw.key", "", "./a.toml", ".."] {
             let text = format!("{MAIN}\n{MARK}{name}\n{POLICY}\n");
             assert!(unbundle(&text).is_err(), "{name}");

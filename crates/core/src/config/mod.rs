@@ -47,7 +47,7 @@ use ipnet::IpNet;
 
 use crate::flow::{Addr, GroupId, PortId, Protocol};
 
-pub use bundle::{Unbundled, bundle, unbundle};
+pub use bundle::{BundleError, Unbundled, bundle, unbundle};
 pub use change::{Change, Difference};
 /// A config with every option, and another value for each.
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::flow::PeerId;
 use crate::gateway::Gateway;
 use crate::push::message::{Changed, Verdict};
-use crate::push::{Progress as Step, Relation, UnitState};
+use crate::push::{Progress as Step, PushError, Relation, UnitState};
 use crate::time::Time;
 
 use super::protocol::{
@@ -61,7 +61,7 @@ impl PushWait {
                 (gateway.push_mut().abort(why), Goal::Back)
             }
         };
-        let id = id.map_err(|why| Failure::new(ErrorCode::Refused, why))?;
+        let id = id.map_err(failure)?;
         Ok(PushWait { id, goal })
     }
 
@@ -115,7 +115,7 @@ pub(super) fn answer(
         Request::PushPart { at, text } => {
             let at = usize::try_from(at).unwrap_or(usize::MAX);
             let taken = gateway.push_mut().upload(at, &text);
-            taken.map_err(|why| Failure::new(ErrorCode::Refused, why))?;
+            taken.map_err(failure)?;
             Ok(Answer::Done)
         }
         Request::PushStatus => {
@@ -124,6 +124,14 @@ pub(super) fn answer(
         }
         request => Ok(Answer::Push(PushWait::begin(request, gateway, now)?)),
     }
+}
+
+fn failure(error: PushError) -> Failure {
+    let code = match error.is_busy() {
+        true => ErrorCode::Busy,
+        false => ErrorCode::Refused,
+    };
+    Failure::new(code, error.to_string())
 }
 
 /// Writes how far the last push of this unit is, and how the units' configs compare.

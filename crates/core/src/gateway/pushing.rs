@@ -2,7 +2,7 @@
 
 use crate::flow::{MAX_PEERS, PeerId};
 use crate::in_quotes::InQuotes;
-use crate::push::{News, Push, Task};
+use crate::push::{News, Push, PushError, Task};
 use crate::sync::SyncEvent;
 use crate::sync::codec::encode;
 use crate::sync::message::Message;
@@ -24,8 +24,8 @@ impl Gateway {
     /// Asks all units what they think of the text that a client has sent: see [`Push::begin`].
     ///
     /// # Errors
-    /// Why not, in one sentence.
-    pub fn begin_push(&mut self, now: Time) -> Result<u64, String> {
+    /// Why not.
+    pub fn begin_push(&mut self, now: Time) -> Result<u64, PushError> {
         for peer in self.peers() {
             let is_there = self.peer_state(now, peer).connected;
             self.push.note_there(peer, is_there);

@@ -8,25 +8,23 @@ use crate::time::Time;
 
 use super::leading::{Leading, Member, Progress, Step, UnitState};
 use super::message::{Message, Offer, Sum, Verdict};
-use super::{MAX_TEXT, News, PATIENCE, Push, Relation, Task, UNATTENDED};
+use super::{MAX_TEXT, News, PATIENCE, Push, PushError, Relation, Task, UNATTENDED};
 
 impl Push {
     /// Takes the next piece of a text from a client; the first one is at 0.
     ///
     /// # Errors
-    /// In one sentence.
-    pub fn upload(&mut self, at: usize, piece: &str) -> Result<(), String> {
+    /// It is not the next piece, or the text is too long.
+    pub fn upload(&mut self, at: usize, piece: &str) -> Result<(), PushError> {
         if at == 0 {
             self.upload.clear();
         }
         if at != self.upload.len() {
-            return Err("another client sends a config: try again".to_owned());
+            return Err(PushError::OtherUpload);
         }
         if self.upload.len() + piece.len() > MAX_TEXT {
             self.upload = String::new();
-            return Err(format!(
-                "a config that is pushed has {MAX_TEXT} bytes at most"
-            ));
+            return Err(PushError::TooLong);
         }
         self.upload.push_str(piece);
         Ok(())
@@ -35,22 +33,22 @@ impl Push {
     /// Asks all units what they think of the text that was sent. `random` names the push.
     ///
     /// # Errors
-    /// Why not, in one sentence.
-    pub fn begin(&mut self, now: Time, random: u64) -> Result<u64, String> {
+    /// Why not.
+    pub fn begin(&mut self, now: Time, random: u64) -> Result<u64, PushError> {
         if self.is_on_trial() || self.leading.as_ref().is_some_and(Leading::is_under_way) {
             return Err(match self.leader() {
-                Some(leader) => format!("a config of {leader} waits for its confirmation there"),
-                None => "another push is under way".to_owned(),
+                Some(leader) => PushError::OnTrial(leader.to_owned()),
+                None => PushError::UnderWay,
             });
         }
         if self.upload.is_empty() {
-            return Err("there is no config to push".to_owned());
+            return Err(PushError::NoText);
         }
         let theirs = self.peers.iter().filter_map(|peer| peer.held);
         let theirs = theirs.map(|held| held.generation);
         let highest = theirs.filter(|it| self.can_be(*it)).max().unwrap_or(0);
         let Some(generation) = highest.max(self.held.generation).checked_add(1) else {
-            return Err("the numbers of configs are used up".to_owned());
+            return Err(PushError::NoGeneration);
         };
         let text: Arc<str> = std::mem::take(&mut self.upload).into();
         let everyone = (0..self.peers.len()).map(|at| Some(PeerId(at as u8)));
@@ -64,21 +62,22 @@ impl Push {
     /// unless [`Push::accept`] comes in that time.
     ///
     /// # Errors
-    /// Why not, in one sentence.
+    /// Why not.
     pub fn apply(
         &mut self,
         now: Time,
         id: u64,
         confirm: Option<Duration>,
         by: Option<String>,
-    ) -> Result<(), String> {
+    ) -> Result<(), PushError> {
         let leading = self.leading.as_mut().filter(|it| it.id == id);
         let Some(leading) = leading.filter(|it| it.step == Step::Checked) else {
-            return Err("it is not checked any more: push it again".to_owned());
+            return Err(PushError::NotChecked);
         };
         leading.by = by;
         if let Some((peer, why)) = leading.first_failed() {
-            return Err(format!("{}: {why}", self.unit(peer)));
+            let unit = self.unit(peer).to_owned();
+            return Err(PushError::Unfit { unit, why });
         }
         self.begin_to_apply(now, confirm);
         Ok(())
@@ -87,8 +86,8 @@ impl Push {
     /// Confirms the config that is in force on trial; returns which push that is.
     ///
     /// # Errors
-    /// Why not, in one sentence.
-    pub fn accept(&mut self) -> Result<u64, String> {
+    /// Why not.
+    pub fn accept(&mut self) -> Result<u64, PushError> {
         match self.leading.as_mut().filter(|it| it.step == Step::Trial) {
             Some(leading) => {
                 let id = leading.id;
@@ -102,8 +101,8 @@ impl Push {
     /// Goes back on all units, or forgets a config that was only checked.
     ///
     /// # Errors
-    /// Why not, in one sentence.
-    pub fn abort(&mut self, why: &str) -> Result<u64, String> {
+    /// Why not.
+    pub fn abort(&mut self, why: &str) -> Result<u64, PushError> {
         let leading = self.leading.as_ref().filter(|it| {
             let steps = [Step::Checking, Step::Checked, Step::Applying, Step::Trial];
             steps.contains(&it.step)
@@ -497,10 +496,10 @@ impl Push {
         place.map_or("this unit", |place| &place.name)
     }
 
-    fn nothing_waits(&self) -> String {
+    fn nothing_waits(&self) -> PushError {
         match self.leader() {
-            Some(leader) => format!("{leader} leads the push: confirm or end it there"),
-            None => "no push waits for a confirmation".to_owned(),
+            Some(leader) => PushError::LedBy(leader.to_owned()),
+            None => PushError::NothingWaits,
         }
     }
 }

@@ -18,6 +18,7 @@
 
 pub mod message;
 
+mod error;
 mod follow;
 mod lead;
 mod leading;
@@ -35,6 +36,7 @@ use crate::config::{Sources, bundle};
 use crate::flow::PeerId;
 use crate::time::Time;
 
+pub use error::PushError;
 use follow::Following;
 use leading::Leading;
 pub use leading::{Progress, UnitState};

@@ -242,7 +242,7 @@ impl World {
     }
 
     /// Unit `at` pushes a text: up to the operator's decision.
-    fn begin(&mut self, at: usize, text: &str) -> Result<u64, String> {
+    fn begin(&mut self, at: usize, text: &str) -> Result<u64, PushError> {
         self.next_id += 1;
         let push = &mut self.units[at].push;
         push.upload(0, text).unwrap();
@@ -326,7 +326,7 @@ fn without_a_confirmation_all_go_back() {
     assert_eq!(world.texts(), vec![(NEW, OLD); 3], "on trial");
     assert!(world.units.iter().all(|unit| unit.push.is_on_trial()));
     let error = world.units[1].push.accept().unwrap_err();
-    assert_eq!(error, "a leads the push: confirm or end it there");
+    assert_eq!(error, PushError::LedBy("a".to_owned()));
     world.wait(Duration::from_secs(59));
     assert_eq!(world.texts(), vec![(NEW, OLD); 3]);
     world.wait(Duration::from_secs(2));
@@ -363,7 +363,7 @@ fn one_unit_that_can_not_have_it_is_enough() {
     let id = world.begin(0, NEW).unwrap();
     let now = world.now;
     let error = world.units[0].push.apply(now, id, None, None).unwrap_err();
-    assert_eq!(error, "c: no eth7");
+    assert_eq!(error.to_string(), "c: no eth7");
     world.wait(Duration::from_secs(1000));
     world.assert_all(OLD);
     // Not allowed, of an older version, too long.
@@ -379,7 +379,8 @@ fn one_unit_that_can_not_have_it_is_enough() {
     let why = format!("{:?}", world.states(0)[1]);
     assert!(why.contains("its version takes no configs"), "{why}");
     let long = "x".repeat(MAX_TEXT + 1);
-    assert!(world.units[0].push.upload(0, &long).is_err());
+    let refused = world.units[0].push.upload(0, &long);
+    assert_eq!(refused, Err(PushError::TooLong));
     world.assert_all(OLD);
 }
 
