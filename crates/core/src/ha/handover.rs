@@ -121,8 +121,9 @@ const GIVEN: Duration = Duration::from_millis(500);
 const EXPECTED: Duration = Duration::from_secs(1);
 
 impl Ha {
-    /// Starts a planned handover of `group`, to the best peer if `to` does not name one. A peer that
-    /// is not to hold the group gets its sessions first. [`Output::HandoverDone`] reports the end.
+    /// Starts a planned handover of `group`, to the best peer if `to` does not name one. A peer
+    /// that is not to hold the group gets its sessions first. [`Output::HandoverDone`] reports the
+    /// end.
     ///
     /// # Errors
     /// Why it can't start.

@@ -131,8 +131,8 @@ impl Ha {
         }
     }
 
-    /// Makes a peer that holds nothing of a group one of its holders, and hands the group over to it
-    /// when it has all, if that is within [`INVITED_FOR`].
+    /// Makes a peer that holds nothing of a group one of its holders, and hands the group over to
+    /// it when it has all, if that is within [`INVITED_FOR`].
     pub(super) fn invite(&mut self, now: Time, group: usize, peer: PeerId) {
         self.groups[group].invited = Some((peer, now + INVITED_FOR));
         let name = &self.groups[group].name;
