@@ -273,6 +273,8 @@ fn the_barrier_comes_back() {
         "nft insert rule inet tandemgw-gw-a forward accept",
         "nft 'add table inet tandemgw-gw-a { flags dormant; }'",
         "for n in $(seq 20); do nft flush ruleset; done",
+        "nft flush ruleset bridge",
+        "nft add chain inet tandemgw-gw-a other '{ type filter hook forward priority -500; policy drop; }'",
     ] {
         siege.suffer(script, "barrier restored");
         // It may have been told of the first of several.

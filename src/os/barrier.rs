@@ -136,6 +136,8 @@ pub struct Barrier {
     has_hops: bool,
     /// Whether it has taken the chains for packets that a device above a port takes.
     has_detour: bool,
+    /// Whether it has taken the table for bridges.
+    has_bridge: bool,
 }
 
 impl Barrier {
@@ -150,6 +152,7 @@ impl Barrier {
             local: Vec::new(),
             has_hops: false,
             has_detour: false,
+            has_bridge: false,
         }
     }
 
@@ -193,7 +196,9 @@ impl Barrier {
         if !is_whole {
             self.restore_in_parts()?;
         }
-        if let Err(error) = self.replace_table(BRIDGE, rules::bridge(), false) {
+        let bridge = self.replace_table(BRIDGE, rules::bridge(), false);
+        self.has_bridge = bridge.is_ok();
+        if let Err(error) = bridge {
             log::debug!(
                 "barrier of bridges not set error={} effect=\"two ports in one bridge are joined\"",
                 InQuotes(&error)
@@ -235,18 +240,24 @@ impl Barrier {
     pub fn examine(&mut self) -> Result<Condition, NetlinkError> {
         let table = self.table.clone();
         let found = Found::read(self.nftables()?, &table)?;
+        let sets = Sets::of(&self.posts, &self.own);
+        let is_bridged =
+            !self.has_bridge || found::is_bridge_whole(self.nftables()?, &table, &sets)?;
         let broken = |what: &str| Ok(Condition::Broken(what.to_owned()));
         let is_marked = |device: &String| found.devices.contains(device);
         let are_marked = !self.has_detour || self.devices().iter().all(is_marked);
         let local = local_in::rules(&self.local, &self.posts);
         let is_local =
             self.local.is_empty() || local.iter().map(|rule| &rule.comment).eq(&found.local);
-        match found.judge(&Sets::of(&self.posts, &self.own)) {
+        match found.judge(&sets) {
             Condition::Whole { hops: false, .. } if self.has_hops => {
                 broken("the chain for hop limits is missing, or changed")
             }
             Condition::Whole { detour: false, .. } if self.has_detour => {
                 broken("the chain for marked packets is missing, or changed")
+            }
+            Condition::Whole { .. } if !is_bridged => {
+                broken("the table for bridges is missing, or changed")
             }
             Condition::Whole { .. } if !are_marked => broken("packets of ports are not marked"),
             Condition::Whole { .. } if !is_local => {
@@ -294,7 +305,7 @@ impl Barrier {
         others.retain(|name| name.starts_with(PREFIX) && *name != self.table);
         let ours: BTreeSet<Vec<u8>> = rules::names(&self.posts).into_iter().collect();
         for table in others {
-            let keys = found::keys(self.nftables()?, &table, NAMES)?;
+            let keys = found::keys(self.nftables()?, INET, &table, NAMES)?;
             if !ours.is_disjoint(&keys) {
                 log::info!("barrier removed table={table} why=\"an earlier process left it\"");
                 self.remove_table(INET, &table)?;

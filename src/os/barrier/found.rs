@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::errors::{self, ASTRAY, ERRORS, LATE};
 use super::local_in::LOCAL_IN;
 use super::rules::{
-    self, ARRIVALS, CHAIN, COUNT, DETOUR, HOPS, REPLIES, Rule, SETS, Sets, TO_THE_GATEWAY,
+    self, ARRIVALS, CHAIN, COUNT, DETOUR, HOPS, NAMES, PORTS, REPLIES, Rule, SETS, Sets,
+    TO_THE_GATEWAY,
 };
 use super::{Condition, PRIORITY, devices_of};
 use crate::os::netlink::NetlinkError;
-use crate::os::nftables::{Attributes, INET, Message, Nftables, attribute};
+use crate::os::nftables::{Attributes, BRIDGE, INET, Message, Nftables, attribute};
 
 /// The content of the table, as far as it matters.
 pub(super) struct Found {
@@ -37,6 +38,8 @@ pub(super) struct Found {
     pub(super) devices: BTreeSet<String>,
     /// The rules of the chains that mark.
     arrivals: BTreeMap<String, Vec<String>>,
+    /// Somebody has put a chain of their own among ours.
+    has_foreign_chain: bool,
     stopped: u64,
     let_pass: u64,
     led: u64,
@@ -61,6 +64,7 @@ impl Found {
             local: Vec::new(),
             devices: BTreeSet::new(),
             arrivals: BTreeMap::new(),
+            has_foreign_chain: false,
             stopped: 0,
             let_pass: 0,
             led: 0,
@@ -92,12 +96,14 @@ impl Found {
                 Some(name) if is_ours(&object) && name.starts_with(ARRIVALS) => {
                     marking.insert(name.to_owned(), devices_of(object));
                 }
+                Some(HOPS | DETOUR | LOCAL_IN) => {}
+                Some(_) if is_ours(&object) => found.has_foreign_chain = true,
                 _ => {}
             },
         )?;
         found.read_rules(nftables, table, marking)?;
         for (keys, set) in found.keys.iter_mut().zip(SETS) {
-            *keys = self::keys(nftables, table, set)?;
+            *keys = self::keys(nftables, INET, table, set)?;
         }
         Ok(found)
     }
@@ -159,6 +165,9 @@ impl Found {
             Some(0) => {}
             Some(_) => return broken("the table is dormant"),
         }
+        if self.has_foreign_chain {
+            return broken("a chain of somebody else is in the table");
+        }
         if self.hook != hook(libc::NF_INET_FORWARD) {
             return broken("the chain is missing, or at another hook");
         }
@@ -200,8 +209,61 @@ fn hook_of(chain: Attributes<'_>) -> (Option<u32>, Option<u32>) {
     )
 }
 
+/// Whether the table for bridges is as it was set.
+pub(super) fn is_bridge_whole(
+    nftables: &mut Nftables,
+    table: &str,
+    sets: &Sets,
+) -> Result<bool, NetlinkError> {
+    let is_ours = |object: &Attributes<'_>| object.text(attribute::TABLE_NAME) == Some(table);
+    let of_table = |message: &mut Message| {
+        message.text(attribute::TABLE_NAME, table);
+    };
+    let (mut flags, mut hooks, mut found) = (None, Vec::new(), Vec::new());
+    nftables.list(
+        libc::NFT_MSG_GETTABLE,
+        BRIDGE,
+        |_| {},
+        |object| {
+            if is_ours(&object) {
+                flags = Some(object.u32(attribute::TABLE_FLAGS).unwrap_or(0));
+            }
+        },
+    )?;
+    nftables.list(
+        libc::NFT_MSG_GETCHAIN,
+        BRIDGE,
+        |_| {},
+        |object| {
+            if is_ours(&object) {
+                hooks.push(hook_of(object));
+            }
+        },
+    )?;
+    nftables.list(libc::NFT_MSG_GETRULE, BRIDGE, of_table, |object| {
+        if is_ours(&object) {
+            found.push(comment(object));
+        }
+    })?;
+    let hook = (Some(libc::NF_INET_FORWARD as u32), Some(PRIORITY as u32));
+    if flags != Some(0) || hooks != [hook] || found != comments(&rules::bridge()) {
+        return Ok(false);
+    }
+    let of_ports = sets.each().into_iter();
+    for (set, keys) in of_ports.filter(|(set, _)| matches!(set.name, PORTS | NAMES)) {
+        if !keys
+            .iter()
+            .eq(&self::keys(nftables, BRIDGE, table, set.name)?)
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 pub(super) fn keys(
     nftables: &mut Nftables,
+    family: u8,
     table: &str,
     set: &str,
 ) -> Result<BTreeSet<Vec<u8>>, NetlinkError> {
@@ -210,7 +272,7 @@ pub(super) fn keys(
         message.text(attribute::TABLE_NAME, table);
         message.text(attribute::ELEMENTS_SET, set);
     };
-    nftables.list(libc::NFT_MSG_GETSETELEM, INET, of_set, |object| {
+    nftables.list(libc::NFT_MSG_GETSETELEM, family, of_set, |object| {
         let elements = object.nested(attribute::ELEMENTS);
         let elements = elements.each(attribute::LIST_ELEMENT);
         let key = |element: Attributes<'_>| {

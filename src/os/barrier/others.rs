@@ -228,7 +228,8 @@ fn chain_of(family: &'static str, object: Attributes<'_>) -> Option<ForeignChain
     const INGRESS: u32 = 0;
     const EGRESS: u32 = 1;
     let table = object.text(attribute::TABLE_NAME)?;
-    if table.starts_with(PREFIX) {
+    // None of ours is of another family.
+    if table.starts_with(PREFIX) && matches!(family, "inet" | "netdev") {
         return None;
     }
     let hook = object.nested(attribute::CHAIN_HOOK);

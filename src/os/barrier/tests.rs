@@ -113,6 +113,12 @@ fn all_that_can_be_done_to_it_is_noticed_and_put_right() {
             "insert rule inet tandemgw-a arrivals accept",
             "flush chain inet tandemgw-a detour",
             "add table inet tandemgw-a { flags dormant; }",
+            "add chain inet tandemgw-a other { type filter hook forward priority -500; policy drop; }",
+            "delete table bridge tandemgw-a",
+            "flush table bridge tandemgw-a",
+            "insert rule bridge tandemgw-a forward accept",
+            "add chain bridge tandemgw-a other { type filter hook forward priority -500; }",
+            "add table bridge tandemgw-a { flags dormant; }",
         ] {
             assert!(!changed(&mut watch), "before {damage}");
             nft(damage);

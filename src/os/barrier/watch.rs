@@ -7,7 +7,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 use super::{PREFIX, table_name};
 use crate::os::netlink::{Messages, receive};
-use crate::os::nftables::{Attributes, attribute};
+use crate::os::nftables::{Attributes, BRIDGE, INET, NETDEV, attribute};
 
 /// Datagrams to read at a time. A firewall that loads thousands of rules causes thousands of
 /// messages.
@@ -78,11 +78,13 @@ impl BarrierWatch {
         /// Tells the number of a change, and no table.
         const GENERATION: u16 = libc::NFT_MSG_NEWGEN as u16;
         for raw in Messages::new(&self.buffer) {
+            let family = raw.body().first();
+            let is_ours = family.is_some_and(|it| [INET, BRIDGE, NETDEV].contains(it));
             let object = Attributes::after_header(raw.body());
             match object.text(attribute::TABLE_NAME) {
                 _ if raw.kind() & 0xff == GENERATION => {}
-                Some(table) if table == self.table => seen.changed = true,
-                Some(table) if table.starts_with(PREFIX) => {}
+                Some(table) if is_ours && table == self.table => seen.changed = true,
+                Some(table) if is_ours && table.starts_with(PREFIX) => {}
                 _ => seen.others_changed = true,
             }
         }
