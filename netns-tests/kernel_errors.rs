@@ -130,7 +130,7 @@ fn the_kernel_leaves_it_to_the_gateway_to_speak() {
     assert!(some.is_empty(), "said by the kernel itself: {some:#?}");
 }
 
-/// Datagrams that are too long for a narrow way, by the hundred in a second, from a host that learns
+/// Datagrams that are too long for a narrow way, hundreds in a second, from a host that learns
 /// nothing: over both families in turn, to the other side.
 struct Flood {
     socket: FrameSocket,
