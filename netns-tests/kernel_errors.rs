@@ -27,7 +27,7 @@ pub const SAID: &str = "(icmp and src host 192.0.0.8) or ((src net 10.77.1.0/28 
 
 /// Takes all rules of the gateway away, again and again.
 const RULES_GO: &str =
-    "for n in $(seq 200); do for table in 7699 7700 7701; do for family in -4 -6; do
+    "for n in $(seq 200); do for table in 7697 7698 7699 7700 7701; do for family in -4 -6; do
     ip $family rule del priority $table 2> /dev/null || true; done; done; done;";
 
 /// Addresses in the LAN that its hosts send to through the gateway, so that a router would tell
@@ -219,6 +219,39 @@ fn a_packet_filter_that_is_flushed_lets_no_error_out() {
             );
         }
     }
+}
+
+/// What the machine forwards between interfaces that are no ports does not concern the gateway, nor
+/// does what the kernel says of it.
+#[test]
+fn errors_about_other_packets_go_where_they_always_went() {
+    let mut lab = Lab::new();
+    let other = lab.unit.ns.sibling("other");
+    lab.unit.ns.sh(&format!(
+        "ip link add eth2 type veth peer name eth0 netns {}; ip link set eth2 up
+        ip addr add 10.77.9.1/24 dev eth2; ip addr add fd77:9::1/64 dev eth2 nodad",
+        other.id()
+    ));
+    other.sh(
+        "ip link set eth0 up; ip addr add 10.77.9.9/24 dev eth0; ip addr add fd77:9::9/64 dev eth0 nodad
+        ip route add default via 10.77.9.1; ip -6 route add default via fd77:9::1",
+    );
+    let_it_talk(&lab.unit.ns);
+    lab.unit.start();
+    for (to, unit) in [("10.77.9.77", "10.77.9.1"), ("fd77:9::77", "fd77:9::1")] {
+        for hops in [1, 9] {
+            wait_until(&format!("told of {to} with {hops} hops"), || {
+                let ping = format!("ping -c 1 -W 4 -t {hops} {to}");
+                // It would find the host on its own link.
+                let way = format!("ip route replace {to} via {unit}");
+                let said = other.sh(&format!("{way}; {ping} || true"));
+                said.contains(&format!("From {unit} "))
+            });
+        }
+    }
+    lab.unit.stop();
+    let left = lab.unit.ns.run("ip -o link show");
+    assert!(!left.contains("group 19"), "in a group: {left}");
 }
 
 /// The kernel knows nothing of translation: it would tell the client the address of the host inside

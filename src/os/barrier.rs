@@ -64,7 +64,7 @@ use rules::{CHAIN, DETOUR, HOPS, NAMES, REPLIES, Rule, Sets, arrivals};
 use tandemgw_core::config::Config;
 use tandemgw_core::in_quotes::InQuotes;
 
-pub use errors::error_mark;
+pub use errors::{error_mark, first_table_of, is_error_mark};
 pub use measure::{Measurement, Passed};
 pub(super) use others::acting as acting_chains;
 pub use others::{ForeignChain, Place};

@@ -235,6 +235,16 @@ impl Netlink {
         )
     }
 
+    /// Puts an interface into a group; 0 is that of all others.
+    pub fn set_group(&mut self, link: u32, group: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.attributes.push(LinkAttribute::Group(group));
+        let request = RouteNetlinkMessage::SetLink(message);
+        let object = format!("of interface #{link} to {group}");
+        self.change("set the group", &object, request, 0)
+    }
+
     /// Sets the length of an interface's transmit queue, in packets.
     pub fn set_queue_length(&mut self, link: u32, packets: u32) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();

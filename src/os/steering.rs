@@ -5,13 +5,15 @@
 //!
 //! ```text
 //! T: iif eth0 lookup T                         rule, priority T
-//! iif lo fwmark 0x74671e14 lookup 7700         rule, priority 7699: errors that this kernel makes
-//! iif lo ipproto icmp dport 769 lookup 7700    the same, by type and code: 772, 2816, also ICMPv6
+//! iif lo fwmark 0x74671e14 lookup 7700         rule, priority 7697: errors that this kernel makes
+//! iif lo ipproto icmp dport 769 lookup 7700    7699: the same, by type and code (also ICMPv6)
+//! the same, lookup main suppress_ifgroup …     7698: unless they do not go to a port
 //! default dev tgw-lan metric 1024 hoplimit 255 in table T
 //! blackhole default metric 4294967295          in table T
 //! VIRTUAL-ADDRESS dev tgw-lan metric 1024      in main: errors that this kernel makes
 //! NETWORK dev eth0 metric 1024                 in main: if the kernel has no address there
 //! net.ipv4.conf.eth0.forwarding=1, net.ipv6.conf.eth0.force_forwarding=1
+//! tgw-lan, eth0: group 1952915988              by which the rules know them; eth0 if it had none
 //! ```
 //!
 //! **It fails closed.** A TUN and its routes vanish with the process; the rule and the blackhole
@@ -212,6 +214,11 @@ impl Steering {
         }
         for route in survey.routes.iter().filter(|r| r.table != TABLE_MAIN) {
             keep_first(&mut result, self.netlink.remove_route(route));
+        }
+        let group = self.plan.ports.first().map(|port| port.group);
+        let of_group = |link: &&KernelLink| Some(link.group) == group;
+        for link in survey.links.values().filter(of_group) {
+            keep_first(&mut result, self.netlink.set_group(link.index, 0));
         }
         for port in &self.plan.ports {
             if let Some(link) = survey.links.get(&port.interface) {

@@ -26,7 +26,19 @@ pub(super) const LATE: i32 = 1000;
 /// The mark of a gateway whose tables have numbers from `first_table` on: `tg` in the upper half,
 /// and never that of a forwarded packet.
 pub fn error_mark(first_table: u32) -> u32 {
-    0x7467_0000 | (first_table & 0xffff)
+    MARK | (first_table & 0xffff)
+}
+
+const MARK: u32 = 0x7467_0000;
+
+/// The first table of the gateway that a mark, or the group of a port, is of.
+pub fn first_table_of(mark: u32) -> u32 {
+    mark & 0xffff
+}
+
+/// Whether a number is such a mark, of whatever gateway.
+pub fn is_error_mark(number: u32) -> bool {
+    number & 0xffff_0000 == MARK
 }
 
 const NOTHING: [u8; 4] = [0; 4];

@@ -51,6 +51,12 @@ impl Monitor {
         }
         self.note_tun(&link, out);
         let named = self.ports.get(&link.name).copied();
+        let regrouped = before.as_ref().is_some_and(|it| it.group != link.group);
+        out.extend(
+            named
+                .filter(|_| regrouped)
+                .map(|port| Notice::Disturbed(Disturbance::Port(port))),
+        );
         let owner = named.map(|port| *self.owners.entry(link.index).or_insert(port));
         let detached = match (named, owner, link.master) {
             (Some(named), Some(owner), _) if owner != named => Some(Detached::OtherPort(owner)),

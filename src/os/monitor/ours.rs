@@ -7,7 +7,7 @@ use crate::os::steering::{
     Disturbance, KERNEL_TABLES, METRIC, METRIC_BLACKHOLE, PROTOCOL, is_ours, number_in,
 };
 use netlink_packet_route::route::{RouteProtocol, RouteType};
-use tandemgw_core::gateway::HOP_LIMIT_OF_ERRORS;
+use tandemgw_core::gateway::{HOP_LIMIT_OF_ERRORS, PORT_OF_ERRORS};
 
 impl Monitor {
     /// Tells the steering what a message means for it.
@@ -140,7 +140,8 @@ impl Monitor {
         let of_tun = rule.interface.as_ref().filter(|_| is_ours(rule));
         let of_tun = of_tun.and_then(|name| self.tuns.get(name)).copied();
         let of_table = is_ours(rule).then(|| self.port_of_table(rule.table));
-        let of_rule = self.port_of_table(rule.priority).or(of_tun);
+        let for_errors = (is_ours(rule) && rule.is_choosy()).then_some(PORT_OF_ERRORS);
+        let of_rule = self.port_of_table(rule.priority).or(of_tun).or(for_errors);
         if let Some(port) = of_rule.or(of_table.flatten()) {
             return Some(Disturbance::Port(port));
         }

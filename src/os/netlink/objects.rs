@@ -47,6 +47,8 @@ pub struct KernelLink {
     pub takes: Option<u32>,
     /// Packets that it queues to send (`txqueuelen`).
     pub queue_length: u32,
+    /// The group that it belongs to, by which rules know it; 0 if nobody has set one.
+    pub group: u32,
 }
 
 impl KernelLink {
@@ -73,6 +75,7 @@ impl KernelLink {
             master: None,
             takes: None,
             queue_length: 0,
+            group: 0,
         };
         let (mut lower, mut is_passthru) = (None, false);
         for attribute in &message.attributes {
@@ -84,6 +87,7 @@ impl KernelLink {
                     link.mac = mac.as_slice().try_into().unwrap_or([0; 6]);
                 }
                 LinkAttribute::TxQueueLen(packets) => link.queue_length = *packets,
+                LinkAttribute::Group(group) => link.group = *group,
                 LinkAttribute::Link(index) => lower = Some(*index),
                 LinkAttribute::LinkInfo(info) => is_passthru = info.iter().any(is_passthru_of),
                 _ => {}
@@ -367,6 +371,8 @@ pub struct Rule {
     pub mark: Option<u32>,
     /// The messages of ICMP that it is for, if only for some.
     pub icmp: Option<IcmpKinds>,
+    /// It does not count where it leads to an interface of that group (`suppress_ifgroup`).
+    pub but_for_group: Option<u32>,
     /// It has conditions other than these, or an action other than a table.
     pub special: bool,
 }
@@ -387,6 +393,7 @@ impl Rule {
             protocol: 0,
             mark: None,
             icmp: None,
+            but_for_group: None,
             special: header.action != RuleAction::ToTable || header.tos != 0,
         };
         let (mut protocol, mut ports) = (None, None);
@@ -403,6 +410,7 @@ impl Rule {
                 // From Linux 6.15 on, where the range is a single number.
                 RuleAttribute::Other(other)
                     if other.kind() == FRA_DPORT_MASK && is_all_ones(other) => {}
+                RuleAttribute::SuppressIfGroup(group) => rule.but_for_group = Some(*group),
                 // "-1": reported for each rule, without effect.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 _ => rule.special = true,
@@ -433,6 +441,8 @@ impl Rule {
             attributes.push(RuleAttribute::FwMark(mark));
             attributes.push(RuleAttribute::FwMask(u32::MAX));
         }
+        let suppress = self.but_for_group.map(RuleAttribute::SuppressIfGroup);
+        attributes.extend(suppress);
         if let Some(IcmpKinds(start, end)) = self.icmp {
             attributes.push(RuleAttribute::IpProtocol(icmp_of(self.family)));
             let range = RulePortRange { start, end };
@@ -441,9 +451,9 @@ impl Rule {
         message
     }
 
-    /// Whether it is for some packets only, by what they are and not by where they come from.
+    /// Whether more decides than the interface that a packet has come in by.
     pub fn is_choosy(&self) -> bool {
-        self.mark.is_some() || self.icmp.is_some()
+        self.mark.is_some() || self.icmp.is_some() || self.but_for_group.is_some()
     }
 }
 
@@ -480,7 +490,11 @@ impl fmt::Display for Rule {
                 write!(f, " to {}/{}", end >> 8, end & 0xff)?;
             }
         }
-        write!(f, " lookup {} (IPv{family})", self.table)
+        write!(f, " lookup {}", self.table)?;
+        if let Some(group) = self.but_for_group {
+            write!(f, " suppress_ifgroup {group}")?;
+        }
+        write!(f, " (IPv{family})")
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::forwarding::{forward, is_forwarding};
 use super::plan::PortPlan;
 use super::{Family, KernelLink, Netlink, SetupError, SysctlError, link_local, net_family, sysctl};
+use crate::os::barrier::is_error_mark;
 use sysctl::MCAST_SOLICIT;
 
 /// The IPv4 address of each TUN device.
@@ -41,6 +42,10 @@ pub(super) fn prepare(
             "the name of {} (it was {})",
             port.tun_name, tun.name
         ));
+    }
+    if tun.group != port.group {
+        netlink.set_group(tun.index, port.group)?;
+        changed.push(format!("the group of {}", port.tun_name));
     }
     if tun.master.is_some() {
         netlink.set_master(tun.index, 0)?;
@@ -101,7 +106,7 @@ pub(super) fn prepare_port(
     port: &PortPlan,
     link: &KernelLink,
     changed: &mut Vec<String>,
-) -> Result<(), SysctlError> {
+) -> Result<(), SetupError> {
     for (family, device, key) in switched_off(port) {
         let value = sysctl::get(family, device, key)?;
         if value.is_none_or(|value| value == 0) {
@@ -112,6 +117,12 @@ pub(super) fn prepare_port(
             _ => drop(sysctl::set(family, device, key, 0)?),
         }
         changed.push(format!("{key} of {device}"));
+    }
+    // Somebody else may know the interface by another group; then only the barrier leads errors.
+    let is_free = link.group == 0 || is_error_mark(link.group);
+    if is_free && link.group != port.group {
+        netlink.set_group(link.index, port.group)?;
+        changed.push(format!("the group of {}", port.interface));
     }
     for family in families_that_ask_for_none(port) {
         if sysctl::set(family, &port.interface, MCAST_SOLICIT, REQUESTS)? {

@@ -34,6 +34,8 @@ pub(super) struct PortPlan {
     /// The name of its TUN device.
     pub(super) tun_name: String,
     pub(super) table: u32,
+    /// The group of its TUN device, and of its interface, unless somebody has set another one.
+    pub(super) group: u32,
     /// Protocol number of the rule of each family.
     pub(super) marks: [u8; 2],
     /// Addresses that are translated to, or answered for, at this port.
@@ -65,6 +67,7 @@ impl Plan {
                 tun_name: format!("tgw-{}", port.name),
                 tun: *tuns.get(index)?,
                 table: config.node.routing_table.saturating_add(id.0.into()),
+                group: error_mark(config.node.routing_table),
                 marks: [PROTOCOL; 2],
                 addresses: homes.remove(&index).unwrap_or_default(),
                 networks: networks.into_iter().collect(),
@@ -105,28 +108,47 @@ impl Plan {
         Ok(())
     }
 
+    /// The priorities of the rules for errors, in the order in which they apply.
+    fn priorities_for_errors(&self) -> [u32; 3] {
+        [3, 2, 1].map(|before| self.first_table.saturating_sub(before).max(1))
+    }
+
     /// These lead what the kernel says about packets of the gateway to the gateway, by the TUN
     /// device of the first port: errors that the barrier has marked, and without its help those
-    /// that can't be about packets to this machine itself.
+    /// that can't be about packets to this machine itself, unless they go to another interface than
+    /// a port: what this machine forwards elsewhere is its own matter.
     pub(super) fn rules_for_errors(&self, family: Family) -> impl Iterator<Item = Rule> {
+        let [of_mark, elsewhere, to_ports] = self.priorities_for_errors();
         let rule = Rule {
             family,
-            priority: self.first_table.saturating_sub(1).max(1),
+            priority: to_ports,
             // Packets of this machine itself.
             interface: Some("lo".to_owned()),
             table: self.first_table,
             protocol: PROTOCOL,
             mark: None,
             icmp: None,
+            but_for_group: None,
             special: false,
         };
         let marked = Rule {
+            priority: of_mark,
             mark: Some(error_mark(self.first_table)),
             ..rule.clone()
         };
-        let of_kinds = never_about_itself(family).iter().map(move |kinds| Rule {
-            icmp: Some(*kinds),
-            ..rule.clone()
+        let group = error_mark(self.first_table);
+        let of_kinds = never_about_itself(family).iter().flat_map(move |kinds| {
+            let to_ports = Rule {
+                icmp: Some(*kinds),
+                ..rule.clone()
+            };
+            let elsewhere = Rule {
+                priority: elsewhere,
+                table: TABLE_MAIN,
+                but_for_group: Some(group),
+                ..to_ports.clone()
+            };
+            [elsewhere, to_ports]
         });
         [marked].into_iter().chain(of_kinds)
     }
@@ -167,6 +189,7 @@ impl PortPlan {
             protocol: self.marks[family as usize],
             mark: None,
             icmp: None,
+            but_for_group: None,
             special: false,
         }
     }

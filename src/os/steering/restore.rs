@@ -451,6 +451,7 @@ pub(super) fn kernel_rules(
                 protocol: RouteProtocol::Kernel.into(),
                 mark: None,
                 icmp: None,
+                but_for_group: None,
                 special: false,
             });
         }

@@ -237,6 +237,7 @@ fn rules(port: &PortPlan, family: Family) -> [Rule; 3] {
         protocol: PROTOCOL,
         mark: None,
         icmp: None,
+        but_for_group: None,
         special: false,
     })
 }

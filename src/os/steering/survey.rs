@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::Plan;
 use super::{KernelLink, KernelRoute, Netlink, NetlinkError, PROTOCOL, Rule, TABLE_MAIN, is_ours};
+use crate::os::barrier::first_table_of;
 use crate::os::netlink::Address;
 
 /// The routes and rules found in place, as far as they matter.
@@ -68,7 +69,9 @@ impl Survey {
         let tables = self.rules.iter().filter(|rule| !rule.is_choosy());
         let tables: BTreeSet<u32> = tables.map(|rule| rule.table).collect();
         self.rules.retain(|rule| {
-            !rule.is_choosy() || plan.is_table(rule.table) || tables.contains(&rule.table)
+            let of_group = rule.but_for_group.map(first_table_of);
+            let table = of_group.unwrap_or(rule.table);
+            !rule.is_choosy() || plan.is_table(table) || tables.contains(&table)
         });
     }
 
@@ -117,7 +120,8 @@ pub(super) fn ensure_rule(
             && other.family == rule.family
             && (other.priority, other.table, &other.interface)
                 == (rule.priority, rule.table, &rule.interface)
-            && (other.mark, other.icmp) == (rule.mark, rule.icmp)
+            && (other.mark, other.icmp, other.but_for_group)
+                == (rule.mark, rule.icmp, rule.but_for_group)
     };
     if survey.rules.iter().any(is_same) {
         return Ok(());
