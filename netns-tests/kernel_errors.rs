@@ -27,7 +27,7 @@ pub const SAID: &str = "(icmp and src host 192.0.0.8) or ((src net 10.77.1.0/28 
 
 /// Takes all rules of the gateway away, again and again.
 const RULES_GO: &str =
-    "for n in $(seq 200); do for table in 7697 7698 7699 7700 7701; do for family in -4 -6; do
+    "for n in $(seq 120); do for table in 7697 7698 7699 7700 7701; do for family in -4 -6; do
     ip $family rule del priority $table 2> /dev/null || true; done; done; done;";
 
 /// Addresses in the LAN that its hosts send to through the gateway, so that a router would tell
@@ -565,7 +565,7 @@ fn kernels_say_nothing_at_a_standby_and_while_roles_move() {
     let mut talks = Conversations::start(&pair.lab);
     thread::sleep(Duration::from_secs(4));
     // The standby's rules go, and come back.
-    pair.b().ns.sh(&RULES_GO.replace("200", "20"));
+    pair.b().ns.sh(&RULES_GO.replace("120", "12"));
     talks.go_on();
     for (from, to) in [("gw-a", "gw-b"), ("gw-b", "gw-a")] {
         let unit = if from == "gw-a" { pair.a() } else { pair.b() };
