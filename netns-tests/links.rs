@@ -217,7 +217,7 @@ fn the_loop_waits_for_no_lock_of_the_kernel() {
     lab.attach_lan();
     lab.unit.ns.run("ip link del tgw-wan");
     wait_until("the TUN device is back", || {
-        lab.unit.log().contains("what=\"the MTU of tgw-wan")
+        lab.unit.log().contains("the MTU of tgw-wan")
     });
     lab.unit.ns.run("ip route flush table 7700");
     lab.unit.ns.run("ip addr flush dev eth1 scope global");
