@@ -1,5 +1,6 @@
 //! Start, end, death, restart: nothing leaks and nothing is left behind.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -138,6 +139,25 @@ fn clean_exit_after_a_crash_restores_everything() {
     lab.unit.kill();
     lab.unit.start();
     lab.unit.stop();
+    assert_same(&lab.unit.kernel_state(), &before);
+}
+
+/// The commands of the book for a machine that is to go on without its gateway.
+#[test]
+fn what_a_killed_gateway_leaves_is_removed_as_the_book_says() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/running.md");
+    let page = fs::read_to_string(page).expect("the page");
+    let (_, rest) = page
+        .split_once("run the machine without the gateway instead:\n\n```sh\n")
+        .expect("the commands");
+    let commands = rest.split("```").next().expect("the commands");
+    let mut lab = Lab::new();
+    let before = lab.unit.kernel_state();
+    lab.unit.start();
+    lab.unit.kill();
+    assert_ne!(lab.unit.kernel_state(), before, "nothing is left?");
+    // Of the kernel's parameters, those of interfaces are back too.
+    lab.unit.ns.sh(&commands.replace("NODE", "gw-a"));
     assert_same(&lab.unit.kernel_state(), &before);
 }
 

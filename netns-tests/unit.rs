@@ -256,6 +256,7 @@ impl Unit {
             "ip rule; ip -6 rule
             ip route show table all; ip -6 route show table all | sort
             ip -o addr; nft list ruleset
+            ip -o link | sed -n 's/^[0-9]*: \\([^:]*\\):.* \\(group [^ ]*\\).*/\\1 \\2/p'
             cd /proc/sys/net
             for file in $(find ipv4/conf ipv6/conf -type f ! -name stable_secret | sort) ipv4/ip_forward
             do echo $file $(cat $file); done",

@@ -229,7 +229,7 @@ impl Shell {
         // Before it begins to work: this takes a while.
         match Reserve::begin(self.gateway.reserved_memory()) {
             Ok(reserve) => self.reserve = Some(reserve),
-            Err(error) => return (Err(error), None),
+            Err(error) => return (Err(error), Some(steering)),
         }
         self.gateway.start(clock::now());
         self.ask_for_neighbors();
