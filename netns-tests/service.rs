@@ -219,9 +219,9 @@ fn rights_are_dropped_but_for_those_that_repair_needs() {
         ("CapAmb", NO_CAPABILITY),
         ("NoNewPrivs", "1"),
     ] {
-        // The loop, the thread that keeps rules and routes, and the one that has memory ready.
+        // The loop, and the thread that keeps rules and routes.
         let threads = thread_statuses(lab.unit.pid(), key);
-        assert_eq!(threads, [value; 3], "{key}");
+        assert_eq!(threads, [value; 2], "{key}");
     }
     // They are enough for repairs, and for the end.
     lab.unit.ns.run("ip rule del pref 7700");

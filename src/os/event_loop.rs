@@ -227,10 +227,7 @@ impl Shell {
         groups: Vec<Groups>,
     ) -> (io::Result<()>, Option<Steering>) {
         // Before it begins to work: this takes a while.
-        match Reserve::begin(self.gateway.reserved_memory()) {
-            Ok(reserve) => self.reserve = Some(reserve),
-            Err(error) => return (Err(error), Some(steering)),
-        }
+        self.reserve = Some(Reserve::begin(self.gateway.reserved_memory()));
         self.gateway.start(clock::now());
         self.ask_for_neighbors();
         self.follow_first(&mut steering);

@@ -7,10 +7,8 @@
 //! and up to 8 ms on a virtual machine whose host has to provide the memory in turn: longer than
 //! the loop may stand still. So a thread has the kernel do it before the sessions come.
 
-use std::io;
 use std::ops::Range;
 use std::ptr;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use tandemgw_core::in_quotes::InQuotes;
@@ -50,30 +48,21 @@ pub fn prefer_huge_pages(tables: impl IntoIterator<Item = Reserved>) {
 
 /// Has memory ready for the next sessions.
 pub struct Reserve {
-    /// To the thread, which ends with this.
-    wanted: Sender<Range<usize>>,
     /// By table: the end of what it has or will have.
     ready: Vec<usize>,
     next: usize,
 }
 
 impl Reserve {
-    /// Provides memory for the first sessions, and starts the thread that goes on.
-    ///
-    /// # Errors
-    /// If the kernel can't create a thread.
-    pub fn begin(tables: Vec<Reserved>) -> io::Result<Reserve> {
-        let (wanted, ranges) = channel();
+    /// Provides memory for the first sessions.
+    pub fn begin(tables: Vec<Reserved>) -> Reserve {
         let mut reserve = Reserve {
-            wanted,
             ready: tables.iter().map(|table| table.addresses.start).collect(),
             next: STEP,
         };
         let first = reserve.missing(tables);
         first.iter().for_each(provide);
-        let builder = thread::Builder::new().name("memory".to_owned());
-        builder.spawn(move || provide_all(&ranges))?;
-        Ok(reserve)
+        reserve
     }
 
     /// Whether to call [`Reserve::follow`], where there ever were so many sessions at once.
@@ -82,12 +71,16 @@ impl Reserve {
         most_sessions >= self.next
     }
 
-    /// Orders more memory for the same tables, which have grown to so many sessions.
+    /// Has a thread provide more memory for the same tables, which have grown to so many sessions.
+    /// It ends then: a process that is killed closes its connections, by which peers notice, when
+    /// the last of its threads has had the processor.
     pub fn follow(&mut self, most_sessions: usize, tables: Vec<Reserved>) {
         self.next = most_sessions + STEP;
-        for range in self.missing(tables) {
+        let ranges = self.missing(tables);
+        if !ranges.is_empty() {
+            let builder = thread::Builder::new().name("memory".to_owned());
             // Without the thread, memory is taken when it is touched.
-            let _ = self.wanted.send(range);
+            let _ = builder.spawn(move || provide_all(&ranges));
         }
     }
 
@@ -104,11 +97,11 @@ impl Reserve {
     }
 }
 
-fn provide_all(ranges: &Receiver<Range<usize>>) {
+fn provide_all(ranges: &[Range<usize>]) {
     if let Err(error) = priority::be_ordinary() {
         log::debug!("priority for memory not lowered error={}", InQuotes(&error));
     }
-    ranges.iter().for_each(|range| provide(&range));
+    ranges.iter().for_each(provide);
 }
 
 fn provide(range: &Range<usize>) {
@@ -250,7 +243,7 @@ mod tests {
             gateway.handle_route(RouteChange::Add(route(destination, to_port(port))));
         }
         gateway.start(Time::ZERO);
-        let reserve = Reserve::begin(gateway.reserved_memory()).unwrap();
+        let reserve = Reserve::begin(gateway.reserved_memory());
         let open = |gateway: &mut Gateway, number: u16| {
             let key = FlowKey {
                 src: Addr::v4([10, 1, 1, 1]),
@@ -287,7 +280,7 @@ mod tests {
         };
         let middle = start + list.capacity() / 2;
         let provided = || of_mapping(middle, "Rss:").1;
-        let mut reserve = Reserve::begin(vec![table(0)]).unwrap();
+        let mut reserve = Reserve::begin(vec![table(0)]);
         assert!((16 * MIB..17 * MIB).contains(&provided()), "{}", provided());
         assert!(!reserve.is_due(STEP - 1) && reserve.is_due(STEP));
         reserve.follow(STEP, vec![table(STEP)]);
