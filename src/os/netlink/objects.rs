@@ -383,19 +383,32 @@ pub struct Rule {
 pub struct IcmpKinds(pub u16, pub u16);
 
 impl Rule {
-    pub(in crate::os) fn from_message(message: &RuleMessage) -> Option<Rule> {
-        let header = &message.header;
-        let mut rule = Rule {
-            family: family_of(header.family)?,
-            priority: 0,
-            interface: None,
-            table: u32::from(header.table),
-            protocol: 0,
+    /// Leads what comes in by the interface to the table, whatever it is.
+    pub(in crate::os) fn leading(
+        family: Family,
+        priority: u32,
+        interface: Option<String>,
+        table: u32,
+        protocol: u8,
+    ) -> Rule {
+        Rule {
+            family,
+            priority,
+            interface,
+            table,
+            protocol,
             mark: None,
             icmp: None,
             but_for_group: None,
-            special: header.action != RuleAction::ToTable || header.tos != 0,
-        };
+            special: false,
+        }
+    }
+
+    pub(in crate::os) fn from_message(message: &RuleMessage) -> Option<Rule> {
+        let header = &message.header;
+        let family = family_of(header.family)?;
+        let mut rule = Rule::leading(family, 0, None, u32::from(header.table), 0);
+        rule.special = header.action != RuleAction::ToTable || header.tos != 0;
         let (mut protocol, mut ports) = (None, None);
         for attribute in &message.attributes {
             match attribute {

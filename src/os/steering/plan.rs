@@ -108,29 +108,17 @@ impl Plan {
         Ok(())
     }
 
-    /// The priorities of the rules for errors, in the order in which they apply.
-    fn priorities_for_errors(&self) -> [u32; 3] {
-        [3, 2, 1].map(|before| self.first_table.saturating_sub(before).max(1))
-    }
-
     /// These lead what the kernel says about packets of the gateway to the gateway, by the TUN
     /// device of the first port: errors that the barrier has marked, and without its help those
     /// that can't be about packets to this machine itself, unless they go to another interface than
     /// a port: what this machine forwards elsewhere is its own matter.
     pub(super) fn rules_for_errors(&self, family: Family) -> impl Iterator<Item = Rule> {
-        let [of_mark, elsewhere, to_ports] = self.priorities_for_errors();
-        let rule = Rule {
-            family,
-            priority: to_ports,
-            // Packets of this machine itself.
-            interface: Some("lo".to_owned()),
-            table: self.first_table,
-            protocol: PROTOCOL,
-            mark: None,
-            icmp: None,
-            but_for_group: None,
-            special: false,
-        };
+        // In the order in which they apply.
+        let [of_mark, elsewhere, to_ports] =
+            [3, 2, 1].map(|before| self.first_table.saturating_sub(before).max(1));
+        // Packets of this machine itself.
+        let own = Some("lo".to_owned());
+        let rule = Rule::leading(family, to_ports, own, self.first_table, PROTOCOL);
         let marked = Rule {
             priority: of_mark,
             mark: Some(error_mark(self.first_table)),
@@ -181,17 +169,9 @@ impl PortPlan {
     }
 
     pub(super) fn rule(&self, family: Family) -> Rule {
-        Rule {
-            family,
-            priority: self.table,
-            interface: Some(self.interface.clone()),
-            table: self.table,
-            protocol: self.marks[family as usize],
-            mark: None,
-            icmp: None,
-            but_for_group: None,
-            special: false,
-        }
+        let interface = Some(self.interface.clone());
+        let mark = self.marks[family as usize];
+        Rule::leading(family, self.table, interface, self.table, mark)
     }
 
     /// Routes to the networks of this port to which the kernel has none but can have one: it has no

@@ -443,17 +443,8 @@ pub(super) fn kernel_rules(
         let mut found = netlink.rules(*family)?;
         found.retain(|rule| KERNEL_TABLES.contains(&rule.table) && is_for_all(rule));
         if !found.iter().any(|rule| rule.table == TABLE_MAIN) {
-            found.push(Rule {
-                family: *family,
-                priority: 32766,
-                interface: None,
-                table: TABLE_MAIN,
-                protocol: RouteProtocol::Kernel.into(),
-                mark: None,
-                icmp: None,
-                but_for_group: None,
-                special: false,
-            });
+            let protocol = RouteProtocol::Kernel.into();
+            found.push(Rule::leading(*family, 32766, None, TABLE_MAIN, protocol));
         }
         rules.extend(found);
     }

@@ -229,16 +229,9 @@ fn rules(port: &PortPlan, family: Family) -> [Rule; 3] {
         (PRIORITY_MAIN, TABLE_MAIN),
         (PRIORITY_DEFAULT, FIRST_DEFAULT_TABLE + port.table),
     ]
-    .map(|(priority, table)| Rule {
-        family,
-        priority,
-        interface: Some(port.tun_name.clone()),
-        table,
-        protocol: PROTOCOL,
-        mark: None,
-        icmp: None,
-        but_for_group: None,
-        special: false,
+    .map(|(priority, table)| {
+        let interface = Some(port.tun_name.clone());
+        Rule::leading(family, priority, interface, table, PROTOCOL)
     })
 }
 
