@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::check;
@@ -95,12 +95,7 @@ pub fn make_room_for_files() -> io::Result<()> {
     let raised = raise_file_limit();
     let limit = fd_limit().unwrap_or_default().min(FILES);
     let highest = libc::c_int::try_from(limit.saturating_sub(1)).unwrap_or_default();
-    // SAFETY: the call takes and gives numbers. That of stderr is one of this process, or an error.
-    let fd = unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, highest) };
-    if fd != -1 {
-        // SAFETY: the kernel has just made `fd`, and nobody else has it.
-        drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    }
+    drop(again_from(libc::STDERR_FILENO, highest));
     raised
 }
 
@@ -130,13 +125,15 @@ pub fn closed_first(file: OwnedFd) -> OwnedFd {
     let Ok(lowest) = libc::c_int::try_from(limit.saturating_sub(CLOSED_FIRST)) else {
         return file;
     };
-    // SAFETY: `file` is open for the call, which takes a number and gives a new one.
-    let fd = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest) };
-    match fd {
-        -1 => file,
-        // SAFETY: the kernel has just made `fd`, and nobody else has it.
-        fd => unsafe { OwnedFd::from_raw_fd(fd) },
-    }
+    again_from(file.as_raw_fd(), lowest).unwrap_or(file)
+}
+
+/// The same file once more, by the first free number from `lowest` on.
+fn again_from(file: RawFd, lowest: libc::c_int) -> Option<OwnedFd> {
+    // SAFETY: the call takes numbers and gives a new one, or an error if `file` is not open.
+    let fd = unsafe { libc::fcntl(file, libc::F_DUPFD_CLOEXEC, lowest) };
+    // SAFETY: the kernel has just made `fd`, and nobody else has it.
+    (fd != -1).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The user that this process runs as.
