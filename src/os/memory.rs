@@ -22,7 +22,7 @@ const LARGE: usize = 16 << 20;
 /// Sessions that there is memory for beyond those that there are: those that a unit can open in
 /// some 200 ms. A peer that joins may send twice as many.
 const AHEAD: usize = 65_536;
-/// How many more there are before the thread goes on.
+/// How many more there are before a thread provides for more.
 const STEP: usize = 4096;
 
 /// Linux 5.14. An older kernel refuses, and provides the memory when it is touched.
@@ -54,10 +54,10 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// Provides memory for the first sessions.
+    /// Provides memory for the first sessions in these tables, after [`prefer_huge_pages`].
     pub fn begin(tables: Vec<Reserved>) -> Reserve {
         let mut reserve = Reserve {
-            ready: tables.iter().map(|table| table.addresses.start).collect(),
+            ready: tables.iter().map(provided).collect(),
             next: STEP,
         };
         let first = reserve.missing(tables);
@@ -94,6 +94,14 @@ impl Reserve {
             from..*ready
         });
         ranges.filter(|range| !range.is_empty()).collect()
+    }
+}
+
+/// The end of what a table has from the start.
+fn provided(table: &Reserved) -> usize {
+    match table.is_scattered {
+        true => table.addresses.end,
+        false => table.addresses.start,
     }
 }
 
