@@ -457,10 +457,8 @@ fn canonical(config: &Config) -> Vec<Item> {
     let joins = config.multicast_joins.iter().map(|join| {
         let port = port_names(config, &[join.port]).concat();
         let source = join.source.map_or("any".to_owned(), |it| it.to_string());
-        general(
-            format!("multicast-join {port} {} {source}", join.group),
-            None,
-        )
+        let name = format!("multicast-join {port} {} {source}", join.group);
+        general(name.clone(), name)
     });
     let items = ports.chain(groups).chain(pools).chain(forwards);
     let mut items: Vec<_> = items.chain(joins).collect();
@@ -468,18 +466,17 @@ fn canonical(config: &Config) -> Vec<Item> {
     // Only for policies does the order matter.
     items.extend(config.policies.iter().map(|policy| {
         let name = format!("policy {}", policy.name);
-        general(name, Some(canonical_policy(config, policy)))
+        general(name, canonical_policy(config, policy))
     }));
     items.extend(config.multicast_policies.iter().map(|policy| {
         let name = format!("multicast-policy {}", policy.name);
-        general(name, Some(canonical_multicast(config, policy)))
+        general(name, canonical_multicast(config, policy))
     }));
     items
 }
 
-/// What is about all groups; without a text, the name says all.
-fn general(name: String, text: Option<String>) -> Item {
-    let text = text.unwrap_or_else(|| name.clone());
+/// What is about all groups.
+fn general(name: String, text: String) -> Item {
     let of = None;
     Item { name, text, of }
 }

@@ -128,18 +128,17 @@ fn is_general(item: &str) -> bool {
     item != POLICIES && !of_group.iter().any(|kind| item.starts_with(kind))
 }
 
-/// The group that an item names.
-fn group_in(item: &str) -> Option<&str> {
-    let group = item.strip_suffix(')')?.rsplit_once(" (group ");
-    group.map(|(_, name)| name)
+/// The name of an item without its group, and the group, which a unit with one group leaves out.
+fn split_group(item: &str) -> Option<(&str, &str)> {
+    item.strip_suffix(')')?.rsplit_once(" (group ")
 }
 
-/// The name of an item without its group, which a unit with one group leaves out.
+fn group_in(item: &str) -> Option<&str> {
+    split_group(item).map(|(_, group)| group)
+}
+
 fn bare(item: &str) -> &str {
-    match group_in(item) {
-        Some(_) => item.rsplit_once(" (group ").map_or(item, |(name, _)| name),
-        None => item,
-    }
+    split_group(item).map_or(item, |(name, _)| name)
 }
 
 /// The groups, slots included, that only one of two units has.
