@@ -113,9 +113,9 @@ pub struct Shell {
     reloading: reload::Reloading,
     pushing: push::Pushing,
     state: StateFile,
-    /// None until the loop runs, as the next one.
+    /// None until the loop runs.
     upkeep: Option<Upkeep>,
-    /// Memory for the next sessions.
+    /// Memory for the next sessions; none until the loop runs.
     reserve: Option<Reserve>,
     /// How often it was asked to stop: the second time it no longer hands over.
     stops: u32,

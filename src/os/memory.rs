@@ -72,8 +72,8 @@ impl Reserve {
     }
 
     /// Has a thread provide more memory for the same tables, which have grown to so many sessions.
-    /// It ends then: a process that is killed closes its connections, by which peers notice, when
-    /// the last of its threads has had the processor.
+    /// The thread ends after that: a killed process closes the connections by which peers notice
+    /// its death only when the last of its threads has run.
     pub fn follow(&mut self, most_sessions: usize, tables: Vec<Reserved>) {
         self.next = most_sessions + STEP;
         let ranges = self.missing(tables);
