@@ -336,7 +336,10 @@ fn a_connection_ends_after_the_fast_path_has_moved_its_numbers() {
                 .fetch_add(500_000_000, Ordering::Relaxed);
             cell.sides[1].packets.fetch_add(10_000, Ordering::Relaxed);
             cell.last.store(fast.lab.now.as_nanos(), Ordering::Relaxed);
-            fast.pass(Duration::from_millis(1200));
+            // The end comes before the gateway has looked at the last numbers by itself.
+            if step < 6 {
+                fast.pass(Duration::from_millis(1200));
+            }
         }
         let forged = back.clone().segment(FIN_ACK, 901, 101);
         fast.lab.send(WAN, &forged);

@@ -1303,6 +1303,20 @@ fn a_third_unit_leaves_the_takeover_to_the_better_one() {
     );
 }
 
+/// Who had a hint may be the only one that had it: the better unit notices the death a hold time
+/// later, and then has to check. It may be dead as well.
+#[test]
+fn after_a_hint_the_better_unit_has_time_to_notice_the_death() {
+    let mut voices = [b(), c().ready()];
+    voices[1].group.priority = 200;
+    let mut bench = Bench::standby(&mut voices);
+    let [_, third] = &mut voices;
+    bench.ha.handle_hint(bench.now, Hint::Ended { peer: B });
+    bench.run(HOLD * 2, std::slice::from_mut(third));
+    assert_eq!((bench.role(), bench.count(is_set_role)), (Role::Standby, 0));
+    bench.time_to_primary(HOLD + PROBE_WAIT, std::slice::from_mut(third));
+}
+
 #[test]
 fn outputs_are_bounded_though_nobody_drains_them() {
     let mut bench = Bench::new(&["b"]);
