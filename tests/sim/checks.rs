@@ -170,6 +170,10 @@ impl World {
         if self.was_dual(usize::from(view.group.0)) {
             return;
         }
+        // No peer was in sync when it left, and one is since, in the same turn.
+        if turn.gateway.counters().guarantee_degraded > turn.degraded {
+            return;
+        }
         let copies = (turn.gateway.config().ha.as_ref()).map_or(1, |ha| ha.pickup_guarantee_copies);
         let (mut asked, mut holders) = (Vec::new(), 0);
         for peer in (0..self.shape.units).filter(|peer| *peer != turn.unit) {

@@ -12,7 +12,7 @@ use crate::reload::Rules;
 use crate::scenario;
 use crate::setup::Shape;
 use crate::turn::sessions;
-use crate::world::World;
+use crate::world::{Death, World};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -127,6 +127,23 @@ fn nothing_passes_the_first_packet_while_it_waits() {
     world.open_many(first, 10_000..10_050);
     world.run(ms(5));
     assert_eq!(world.forwarded_many, 100);
+}
+
+/// The only copy dies while packets wait for it: they leave without one, and each is counted.
+#[test]
+fn what_waits_for_a_peer_that_dies_leaves_and_is_counted() {
+    let (mut world, first) = pair(39, true);
+    let degraded = |world: &World| {
+        let gateway = world.units[first].gateway.as_ref().unwrap();
+        gateway.counters().guarantee_degraded
+    };
+    world.units[1 - first].reads_from = world.now + ms(500);
+    world.open_many(first, 10_000..10_050);
+    world.run(ms(30));
+    assert_eq!((world.held(first), degraded(&world)), (50, 0));
+    world.die(1 - first, Death::Killed);
+    world.run(ms(100));
+    assert_eq!((world.forwarded_many, degraded(&world)), (50, 50));
 }
 
 /// One standby of two does not run, and is not missed yet: nothing waits for it.

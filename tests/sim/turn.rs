@@ -34,6 +34,8 @@ pub struct Turn {
     pub resumed: bool,
     /// By group: its role and term at the start of the turn.
     pub before: Vec<(Role, u64)>,
+    /// Sessions that had no copy since no peer was in sync, at the start of the turn.
+    pub degraded: u64,
 }
 
 impl World {
@@ -50,6 +52,7 @@ impl World {
         let mut turn = Turn {
             unit,
             now,
+            degraded: gateway.counters().guarantee_degraded,
             gateway,
             pump,
             resumed: self.now.since(last_wake) > HOLD,

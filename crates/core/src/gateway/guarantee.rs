@@ -160,12 +160,17 @@ impl Gateway {
         while let Some((held, copies)) = self.pop_waiting(|cluster, journal| {
             cluster.waiting.pop_settled(&cluster.sync, journal, wanted)
         }) {
-            if copies == Copies::Refused {
-                self.counters.guarantee_refused += 1;
-                self.end_wait(now, held);
-            } else {
-                self.release(now, held);
+            match copies {
+                Copies::Refused => {
+                    self.counters.guarantee_refused += 1;
+                    self.end_wait(now, held);
+                    continue;
+                }
+                // The peers that it waited for are gone.
+                Copies::NoPeer => self.counters.guarantee_degraded += 1,
+                Copies::Awaited | Copies::Held => {}
             }
+            self.release(now, held);
         }
     }
 

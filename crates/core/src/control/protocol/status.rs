@@ -424,7 +424,7 @@ pub struct GuaranteeCounters {
     pub held: u64,
     /// Those whose wait was over before the peers had the session.
     pub expired: u64,
-    /// Those that did not wait, since no peer was in sync.
+    /// Those that left without a copy, since no peer was in sync.
     pub degraded: u64,
     /// Those whose session the peers in sync refused.
     #[serde(default)]
