@@ -166,6 +166,8 @@ pub struct Replicator {
     ready: Vec<bool>,
     /// This unit's evidence for each group; as primary, that from when its term began.
     held: Vec<Holding>,
+    /// By group: the peer whose changes to it counted last.
+    followed: Vec<Option<usize>>,
     /// By group of which this unit is primary: who is to hold it.
     holders: Vec<Holders>,
     dropping: Option<Dropping>,
@@ -193,6 +195,7 @@ impl Replicator {
                 .collect(),
             ready: vec![false; groups],
             held: vec![Holding::default(); groups],
+            followed: vec![None; groups],
             holders: vec![Holders::All; groups],
             dropping: None,
             fanned: Fanned::default(),
@@ -252,6 +255,8 @@ impl Replicator {
         self.ready.resize(groups, false);
         self.held.resize(groups, Holding::default());
         (self.ready[at], self.held[at]) = (false, Holding::default());
+        self.followed.resize(groups, None);
+        self.followed[at] = None;
         self.holders.resize(groups, Holders::All);
         self.holders[at] = Holders::All;
         self.stop_dropping(group);
@@ -283,8 +288,10 @@ impl Replicator {
         {
             *holders = Holders::All;
         }
-        if term.is_some() {
-            self.stop_dropping(group);
+        match (journal.term(group), term) {
+            (None, Some(_)) => self.begin_reign(group),
+            (Some(term), None) => self.end_reign(group, term),
+            _ => {}
         }
         if let Some(ended) = journal.set_sending(group, term) {
             self.end_term(group, ended, journal);
@@ -429,7 +436,9 @@ impl Replicator {
                 .iter()
                 .filter_map(|peer| peer.receiver.claims[group]);
             let highest = claims.max();
-            for receiver in self.peers.iter_mut().map(|peer| &mut peer.receiver) {
+            let mut owner = None;
+            for (at, peer) in self.peers.iter_mut().enumerate() {
+                let receiver = &mut peer.receiver;
                 let theirs = receiver.claims[group];
                 receiver.authority[group] = match (theirs, *mine) {
                     (None, _) => Authority::None,
@@ -442,6 +451,12 @@ impl Replicator {
                     (_, None) if theirs < highest => Authority::None,
                     (_, None) => Authority::Owner,
                 };
+                if receiver.authority[group] == Authority::Owner {
+                    owner = Some(at);
+                }
+            }
+            if let Some(owner) = owner {
+                self.follow_owner(group, owner);
             }
         }
     }

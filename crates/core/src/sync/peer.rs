@@ -87,6 +87,8 @@ pub struct About<'a> {
 pub(super) struct Sender {
     /// The terms with which the peer was told that this unit sends a group.
     pub(super) told: Vec<Option<u64>>,
+    /// Terms of reigns that were over before the peer, which claims the group too, was told.
+    pub(super) lost_reigns: Vec<Option<u64>>,
     /// The change that the last batch brought the peer to.
     pub(super) sent: Seq,
     /// The part that the peer has acknowledged.
@@ -232,6 +234,7 @@ impl SyncPeer {
             incoming: FrameBuffer::default(),
             sender: Sender {
                 told: vec![None; groups],
+                lost_reigns: vec![None; groups],
                 sent: 0,
                 confirmed: 0,
                 acked: 0,

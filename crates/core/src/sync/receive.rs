@@ -496,8 +496,7 @@ impl Replicator {
         let index = usize::from(group.0);
         if let Some(term) = term {
             self.plan_union(at, index, term);
-            // It has been primary: it may hold something again.
-            self.peers[at].sender.relieved.remove(group);
+            self.doubt_copy_of(at, group);
         }
         let receiver = &mut self.peers[at].receiver;
         receiver.claims[index] = term;

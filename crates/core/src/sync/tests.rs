@@ -1227,3 +1227,102 @@ fn a_primary_that_lacks_what_it_claims_ends_nothing() {
     assert_eq!(world.units[2].view(), all);
     assert_eq!(world.units[1].view(), all);
 }
+
+/// Five sessions at the primary, which the others hold.
+fn five_held(units: usize, term: u64) -> World {
+    let mut world = World::new(units, 1);
+    world.units[0].set_sending(G, Some(term));
+    for n in 0..5 {
+        open_numbered(&mut world, n);
+    }
+    world.calm(3);
+    world.assert_equal();
+    assert!(world.units[0].sync.in_sync(peer(0, 1)));
+    world
+}
+
+/// A unit in sync takes over beside the primary, ends what it holds, and steps down. The primary
+/// ends nothing, and does not count on that unit before it holds all again: whether it learns of
+/// that reign in time or only afterwards, and whatever answers were under way.
+#[test]
+fn who_was_primary_too_is_no_copy_until_it_is_compared() {
+    for (told_in_time, answers) in [(true, false), (false, false), (true, true), (false, true)] {
+        let mut world = five_held(2, 3);
+        if answers {
+            world.transmit(0, 1, 100_000);
+            world.deliver(0, 1, 100_000);
+        }
+        world.units[1].set_sending(G, Some(2));
+        for id in world.units[1].ids() {
+            world.units[1].close(id);
+        }
+        if told_in_time {
+            world.transmit(1, 0, 100_000);
+        }
+        world.units[1].set_sending(G, None);
+        assert!(
+            !world.units[1].sync.is_ready(G),
+            "it knows what it has done"
+        );
+        world.transmit(1, 0, 100_000);
+        while world.deliver(1, 0, 1) {
+            world.now = world.now + Duration::from_secs(1);
+            world.transmit(0, 1, 100_000);
+        }
+        let Unit { sync, store, .. } = &world.units[0];
+        let standby = peer(0, 1);
+        assert!(!sync.in_sync_for(standby, G) && !sync.digest_equal(standby, G));
+        assert_eq!(sync.would_be_lost(standby, G, store), Some(5));
+        assert_eq!(world.units[0].view().len(), 5, "it has lost nothing");
+        world.calm(4);
+        world.assert_equal();
+        assert_eq!(world.units[1].view().len(), 5);
+        assert!(world.units[0].sync.in_sync(standby) && world.units[1].sync.is_ready(G));
+    }
+}
+
+/// What a unit opens in a reign that it loses is offered to the primary before that removes
+/// anything.
+#[test]
+fn what_was_opened_in_a_lost_reign_stays() {
+    for told_in_time in [true, false] {
+        let mut world = five_held(2, 5);
+        world.units[1].set_sending(G, Some(4));
+        let now = world.now;
+        let opened = world.units[1].open(key(Protocol::TCP, 9, 9), (NAT.0, 9), now);
+        assert!(opened.is_some());
+        if told_in_time {
+            world.transmit(1, 0, 100_000);
+        }
+        world.units[1].set_sending(G, None);
+        world.calm(4);
+        world.assert_equal();
+        assert_eq!(
+            world.units[0].view().len(),
+            6,
+            "told in time: {told_in_time}"
+        );
+    }
+}
+
+/// A third unit follows the one that loses: it gets back what that one has ended, and the primary
+/// gets what that one has opened.
+#[test]
+fn who_has_followed_the_loser_merges_again() {
+    let mut world = five_held(3, 1);
+    world.units[1].set_sending(G, Some(2));
+    for id in world.units[1].ids() {
+        world.units[1].close(id);
+    }
+    let now = world.now;
+    let opened = world.units[1].open(key(Protocol::TCP, 9, 9), (NAT.0, 9), now);
+    assert!(opened.is_some());
+    world.transmit(1, 2, 100_000);
+    world.deliver(1, 2, 100_000);
+    assert_eq!(world.units[2].view().len(), 1, "it follows the higher term");
+    // The one that opened it is gone, and only the third one has it.
+    world.restart(1);
+    world.calm(4);
+    world.assert_equal();
+    assert_eq!(world.units[0].view().len(), 6);
+}

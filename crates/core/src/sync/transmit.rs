@@ -96,6 +96,22 @@ impl Replicator {
             let has = remote.as_ref().and_then(|remote| remote.has.get(group));
             has.is_some_and(|has| *has)
         };
+        for (group, lost) in sender.lost_reigns.iter_mut().enumerate() {
+            if let Some(term) = lost.take().filter(|_| has(group)) {
+                let (number, basis) = (group as u8, self.held[group]);
+                let claim = Message::Claim {
+                    group: number,
+                    term,
+                    basis,
+                };
+                codec::encode(out, &claim);
+                match &mut sender.told[group] {
+                    // It is released of that after all changes.
+                    Some(told) => *told = term,
+                    None => codec::encode(out, &Message::Release { group: number }),
+                }
+            }
+        }
         for (group, sending) in source.store.journal().sending().iter().enumerate() {
             if let Some(term) = *sending
                 && sender.told[group] != Some(term)

@@ -10,7 +10,7 @@
 
 use super::codec::{self, Malformed};
 use super::message::{Message, Operation};
-use super::peer::{Authority, Offering, SyncPeer, Union};
+use super::peer::{Authority, Mark, Offering, Receiver, SyncPeer, Union};
 use super::{Context, Replicator, SyncEvent};
 use crate::evidence::Holding;
 use crate::flow::{Direction, GroupId, PeerId};
@@ -42,6 +42,57 @@ impl Replicator {
             };
             self.untold.note_group(usize::from(group.0));
         }
+    }
+
+    /// This unit becomes primary of a group, and may end sessions of it: what it has found about
+    /// the copy of another primary holds no longer.
+    pub(super) fn begin_reign(&mut self, group: GroupId) {
+        self.stop_dropping(group);
+        for receiver in self.peers.iter_mut().map(|peer| &mut peer.receiver) {
+            receiver.verdicts.retain(|(_, other, _)| *other != group);
+        }
+    }
+
+    /// This unit is no longer primary of a group. A peer that has claimed it meanwhile does not
+    /// know what was opened and ended here: that is merged before anything is removed, and until
+    /// then this is no copy. The peer learns of a reign that ended before it could be told, too.
+    pub(super) fn end_reign(&mut self, group: GroupId, term: u64) {
+        let index = usize::from(group.0);
+        let claims = |peer: &&mut SyncPeer| peer.receiver.claims[index].is_some();
+        let mut is_claimed = false;
+        for peer in self.peers.iter_mut().filter(claims) {
+            is_claimed = true;
+            peer.receiver.settle_union(index, Union::Due);
+            if peer.sender.told[index] != Some(term) {
+                peer.sender.lost_reigns[index] = Some(term);
+            }
+        }
+        if is_claimed {
+            self.set_ready(index, false);
+        }
+    }
+
+    /// The changes of peer `owner` to a group count. If those of another one did before, that one
+    /// may have opened and ended sessions here that the owner knows nothing of, whether the owner
+    /// has claimed the group before it or after it.
+    pub(super) fn follow_owner(&mut self, group: usize, owner: usize) {
+        let before = self.followed[group].replace(owner);
+        if before.is_some_and(|before| before != owner) {
+            let receiver = &mut self.peers[owner].receiver;
+            receiver.settle_union(group, Union::Due);
+            self.set_ready(group, false);
+        }
+    }
+
+    /// A peer claims a group: it may hold something that is not known here, and it may end what it
+    /// has acknowledged. It is a copy of this unit's again after a comparison, which it makes when
+    /// its reign is over.
+    pub(super) fn doubt_copy_of(&mut self, at: usize, group: GroupId) {
+        let (index, peer) = (usize::from(group.0), &mut self.peers[at]);
+        peer.sender.relieved.remove(group);
+        peer.sender.marks[index] = Mark::default();
+        peer.kept[index] = None;
+        self.untold.note_peer(at);
     }
 
     /// A batch of a peer is applied: so much more is held of the groups that it sends, but for
@@ -81,13 +132,11 @@ impl Replicator {
         let held = &self.held[group];
         let receiver = &mut self.peers[at].receiver;
         let follows = (held.term, held.epoch) == (term, receiver.epoch);
-        receiver.unions[group] = match follows {
+        let union = match follows {
             true => Union::Done,
             false => Union::Due,
         };
-        receiver.offering = receiver
-            .offering
-            .filter(|offering| usize::from(offering.group.0) != group);
+        receiver.settle_union(group, union);
     }
 
     /// Whether the comparison with a peer, which found `differing`, is to wait for a union.
@@ -215,6 +264,14 @@ impl Replicator {
         let receiver = &self.peers[at].receiver;
         receiver.authority.get(group) == Some(&Authority::Owner)
             && receiver.unions.get(group) == Some(&Union::Done)
+    }
+}
+
+impl Receiver {
+    /// A union begins again from there.
+    fn settle_union(&mut self, group: usize, union: Union) {
+        self.unions[group] = union;
+        self.offering = (self.offering).filter(|it| usize::from(it.group.0) != group);
     }
 }
 
