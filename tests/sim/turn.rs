@@ -152,6 +152,8 @@ impl World {
         for (group, ((old, _), (new, term))) in before.iter().zip(after).enumerate() {
             if *old != new {
                 self.last_move[group] = Some(self.now);
+                // The others have not heard of it.
+                self.calm_since = self.now;
                 self.note(|| format!("{} is {new:?} of group {group}, term {term}", NAMES[unit]));
             }
         }
