@@ -1303,6 +1303,54 @@ fn a_third_unit_leaves_the_takeover_to_the_better_one() {
     );
 }
 
+/// A lease lasts from the question on, and a quarter less than the witness says: its clock and that
+/// of this unit go at different speeds, and the answer takes its time.
+#[test]
+fn a_lease_is_over_here_before_it_is_over_at_the_witness() {
+    let mut bench = Bench::primary(&mut [b()]);
+    let witness = crate::config::Witness {
+        endpoints: vec!["http://10.0.0.1:2379".to_owned()],
+        ca: None,
+        cert: None,
+        key: None,
+        user: None,
+        password_file: None,
+        prefix: "tandemgw".to_owned(),
+        lease: ms(4000),
+        timeout: ms(1000),
+    };
+    bench.ha.set_witness(bench.now, Some(&witness));
+    bench.ha.open_witness();
+    // The shell is told of a question at once; here it is looked for each millisecond.
+    let step = |bench: &mut Bench| {
+        bench.now = bench.now + ms(1);
+        bench.ha.handle_wake(bench.now);
+        bench.ha.handle_timeout(bench.now);
+        bench.ha.witness.fresh = false;
+        bench.drain();
+    };
+    let mut number = None;
+    for _ in 0..1000 {
+        step(&mut bench);
+        let Some(ask) = bench.ha.witness_ask(0) else {
+            continue;
+        };
+        if matches!(ask.wishes[..], [(G, LeaseWish::Hold(_))]) {
+            number = Some(ask.number);
+            break;
+        }
+        (bench.ha).handle_witness(bench.now, ask.number, Ok(&[]), ms(4000));
+    }
+    let number = number.expect("it asks when it hears nobody");
+    (0..500).for_each(|_| step(&mut bench));
+    let holder = [(G, Some("a".to_owned()))];
+    (bench.ha).handle_witness(bench.now, number, Ok(&holder), ms(4000));
+    (0..2490).for_each(|_| step(&mut bench));
+    assert_eq!(bench.ha.lease_holder(bench.now, G), Some("a"));
+    (0..20).for_each(|_| step(&mut bench));
+    assert_eq!(bench.ha.lease_holder(bench.now, G), None);
+}
+
 /// Who had a hint may be the only one that had it: the better unit notices the death a hold time
 /// later, and then has to check. It may be dead as well.
 #[test]
