@@ -1303,10 +1303,19 @@ fn a_third_unit_leaves_the_takeover_to_the_better_one() {
     );
 }
 
-/// A lease lasts from the question on, and a quarter less than the witness says: its clock and that
-/// of this unit go at different speeds, and the answer takes its time.
-#[test]
-fn a_lease_is_over_here_before_it_is_over_at_the_witness() {
+impl Bench {
+    /// A turn in which the shell learns of a question to the witness.
+    fn step(&mut self) {
+        self.now = self.now + ms(1);
+        self.ha.handle_wake(self.now);
+        self.ha.handle_timeout(self.now);
+        self.ha.witness.fresh = false;
+        self.drain();
+    }
+}
+
+/// A primary that hears nobody, and the question about its group that it has just asked.
+fn asking() -> (Bench, u64) {
     let mut bench = Bench::primary(&mut [b()]);
     let witness = crate::config::Witness {
         endpoints: vec!["http://10.0.0.1:2379".to_owned()],
@@ -1321,17 +1330,9 @@ fn a_lease_is_over_here_before_it_is_over_at_the_witness() {
     };
     bench.ha.set_witness(bench.now, Some(&witness));
     bench.ha.open_witness();
-    // The shell is told of a question at once; here it is looked for each millisecond.
-    let step = |bench: &mut Bench| {
-        bench.now = bench.now + ms(1);
-        bench.ha.handle_wake(bench.now);
-        bench.ha.handle_timeout(bench.now);
-        bench.ha.witness.fresh = false;
-        bench.drain();
-    };
     let mut number = None;
     for _ in 0..1000 {
-        step(&mut bench);
+        bench.step();
         let Some(ask) = bench.ha.witness_ask(0) else {
             continue;
         };
@@ -1341,14 +1342,30 @@ fn a_lease_is_over_here_before_it_is_over_at_the_witness() {
         }
         (bench.ha).handle_witness(bench.now, ask.number, Ok(&[]), ms(4000));
     }
-    let number = number.expect("it asks when it hears nobody");
-    (0..500).for_each(|_| step(&mut bench));
+    (bench, number.expect("it asks when it hears nobody"))
+}
+
+/// A lease lasts from the question on, and a quarter less than the witness says: its clock and that
+/// of this unit go at different speeds, and the answer takes its time.
+#[test]
+fn a_lease_is_over_here_before_it_is_over_at_the_witness() {
+    let (mut bench, number) = asking();
+    (0..500).for_each(|_| bench.step());
     let holder = [(G, Some("a".to_owned()))];
     (bench.ha).handle_witness(bench.now, number, Ok(&holder), ms(4000));
-    (0..2490).for_each(|_| step(&mut bench));
+    (0..2490).for_each(|_| bench.step());
     assert_eq!(bench.ha.lease_holder(bench.now, G), Some("a"));
-    (0..20).for_each(|_| step(&mut bench));
+    (0..20).for_each(|_| bench.step());
     assert_eq!(bench.ha.lease_holder(bench.now, G), None);
+}
+
+#[test]
+fn a_primary_leaves_the_group_to_who_has_its_lease() {
+    let (mut bench, number) = asking();
+    assert_eq!(bench.role(), Role::Primary);
+    let holder = [(G, Some("b".to_owned()))];
+    (bench.ha).handle_witness(bench.now, number, Ok(&holder), ms(4000));
+    assert_eq!(bench.role(), Role::Standby);
 }
 
 /// Who had a hint may be the only one that had it: the better unit notices the death a hold time

@@ -1081,6 +1081,26 @@ fn what_a_peer_refuses_is_no_copy() {
     assert_eq!(sync.would_be_lost(PeerId(0), G, store), Some(0));
 }
 
+/// Who has refused a session says that it holds all up to before it, and not what came since.
+#[test]
+fn what_a_unit_has_refused_is_not_among_what_it_holds() {
+    let mut world = pair_with_small_table();
+    let first = open_numbered(&mut world, 1);
+    world.calm(4);
+    let before = world.units[1].sync.held(G);
+    world.units[0].advance(first, TcpState::Established);
+    let apply = |world: &mut World| {
+        world.transmit(0, 1, 100_000);
+        while world.deliver(0, 1, 100_000) {}
+        world.units[1].sync.held(G)
+    };
+    let farther = apply(&mut world);
+    assert!(farther > before, "{farther:?} after {before:?}");
+    open_numbered(&mut world, 2);
+    assert_eq!(apply(&mut world), farther);
+    assert_eq!(world.units[1].sync.counters().refused_full, 1);
+}
+
 /// Whichever comes first of a new process, its heartbeat or its Hello.
 #[test]
 fn a_process_that_has_restarted_is_no_copy() {
