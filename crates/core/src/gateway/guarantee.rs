@@ -164,13 +164,14 @@ impl Gateway {
                 Copies::Refused => {
                     self.counters.guarantee_refused += 1;
                     self.end_wait(now, held);
-                    continue;
                 }
                 // The peers that it waited for are gone.
-                Copies::NoPeer => self.counters.guarantee_degraded += 1,
-                Copies::Awaited | Copies::Held => {}
+                Copies::NoPeer => {
+                    self.counters.guarantee_degraded += 1;
+                    self.release(now, held);
+                }
+                Copies::Awaited | Copies::Held => self.release(now, held),
             }
-            self.release(now, held);
         }
     }
 

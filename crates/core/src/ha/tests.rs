@@ -1304,12 +1304,11 @@ fn a_third_unit_leaves_the_takeover_to_the_better_one() {
 }
 
 impl Bench {
-    /// A turn in which the shell learns of a question to the witness.
+    /// A turn that may end with a question to the witness.
     fn step(&mut self) {
         self.now = self.now + ms(1);
         self.ha.handle_wake(self.now);
         self.ha.handle_timeout(self.now);
-        self.ha.witness.fresh = false;
         self.drain();
     }
 }

@@ -112,15 +112,12 @@ impl Replicator {
                 continue;
             }
             codec::encode(out, &Message::Relieve { group: group.0 });
-            let (index, peer) = (usize::from(group.0), &mut self.peers[at]);
-            let sender = &mut peer.sender;
+            let (index, sender) = (usize::from(group.0), &mut self.peers[at].sender);
             sender.told[index] = None;
-            sender.marks[index] = Default::default();
             sender.forget_repairs(index);
             sender.relieved.insert(group);
-            peer.kept[index] = None;
             journal.forgive(at, group, |_, _| true);
-            self.untold.note_peer(at);
+            self.forget_copy(at, group);
         }
     }
 

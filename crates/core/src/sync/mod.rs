@@ -436,9 +436,7 @@ impl Replicator {
                 .iter()
                 .filter_map(|peer| peer.receiver.claims[group]);
             let highest = claims.max();
-            let mut owner = None;
-            for (at, peer) in self.peers.iter_mut().enumerate() {
-                let receiver = &mut peer.receiver;
+            for receiver in self.peers.iter_mut().map(|peer| &mut peer.receiver) {
                 let theirs = receiver.claims[group];
                 receiver.authority[group] = match (theirs, *mine) {
                     (None, _) => Authority::None,
@@ -451,11 +449,9 @@ impl Replicator {
                     (_, None) if theirs < highest => Authority::None,
                     (_, None) => Authority::Owner,
                 };
-                if receiver.authority[group] == Authority::Owner {
-                    owner = Some(at);
-                }
             }
-            if let Some(owner) = owner {
+            let is_owner = |peer: &SyncPeer| peer.receiver.authority[group] == Authority::Owner;
+            if let Some(owner) = self.peers.iter().rposition(is_owner) {
                 self.follow_owner(group, owner);
             }
         }

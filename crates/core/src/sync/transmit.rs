@@ -96,19 +96,19 @@ impl Replicator {
             let has = remote.as_ref().and_then(|remote| remote.has.get(group));
             has.is_some_and(|has| *has)
         };
+        let held = &self.held;
+        let claim = |group: usize, term| Message::Claim {
+            group: group as u8,
+            term,
+            basis: held[group],
+        };
         for (group, lost) in sender.lost_reigns.iter_mut().enumerate() {
             if let Some(term) = lost.take().filter(|_| has(group)) {
-                let (number, basis) = (group as u8, self.held[group]);
-                let claim = Message::Claim {
-                    group: number,
-                    term,
-                    basis,
-                };
-                codec::encode(out, &claim);
+                codec::encode(out, &claim(group, term));
                 match &mut sender.told[group] {
                     // It is released of that after all changes.
                     Some(told) => *told = term,
-                    None => codec::encode(out, &Message::Release { group: number }),
+                    None => codec::encode(out, &Message::Release { group: group as u8 }),
                 }
             }
         }
@@ -118,15 +118,7 @@ impl Replicator {
                 && has(group)
                 && claimed.contains(GroupId(group as u8))
             {
-                let basis = self.held[group];
-                codec::encode(
-                    out,
-                    &Message::Claim {
-                        group: group as u8,
-                        term,
-                        basis,
-                    },
-                );
+                codec::encode(out, &claim(group, term));
                 sender.told[group] = Some(term);
                 sender.relieved.remove(GroupId(group as u8));
                 sender.surplus_since[group] = source.now;

@@ -88,8 +88,13 @@ impl Replicator {
     /// has acknowledged. It is a copy of this unit's again after a comparison, which it makes when
     /// its reign is over.
     pub(super) fn doubt_copy_of(&mut self, at: usize, group: GroupId) {
+        self.peers[at].sender.relieved.remove(group);
+        self.forget_copy(at, group);
+    }
+
+    /// What was found of a peer's copy of a group holds no longer.
+    pub(super) fn forget_copy(&mut self, at: usize, group: GroupId) {
         let (index, peer) = (usize::from(group.0), &mut self.peers[at]);
-        peer.sender.relieved.remove(group);
         peer.sender.marks[index] = Mark::default();
         peer.kept[index] = None;
         self.untold.note_peer(at);
