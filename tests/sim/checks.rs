@@ -125,7 +125,7 @@ impl World {
 
     /// With a guarantee: what opens a session goes when as many peers in sync have it as are
     /// wanted, or, if the wait is bounded, when that is over.
-    pub fn check_guarantee(&mut self, turn: &Turn, bytes: &[u8]) {
+    pub fn check_guarantee(&mut self, turn: &mut Turn, bytes: &[u8]) {
         let is_off = self.shape.guarantee == "off";
         if is_off || self.units[turn.unit].switched || self.liar.is_some() {
             return;
@@ -170,10 +170,6 @@ impl World {
         if self.was_dual(usize::from(view.group.0)) {
             return;
         }
-        // No peer was in sync when it left, and one is since, in the same turn.
-        if turn.gateway.counters().guarantee_degraded > turn.degraded {
-            return;
-        }
         let copies = (turn.gateway.config().ha.as_ref()).map_or(1, |ha| ha.pickup_guarantee_copies);
         let (mut asked, mut holders) = (Vec::new(), 0);
         for peer in (0..self.shape.units).filter(|peer| *peer != turn.unit) {
@@ -194,11 +190,16 @@ impl World {
             holders += usize::from(has.is_some());
             asked.push(NAMES[peer]);
         }
+        let is_held = holders >= asked.len().min(copies as usize);
+        // No peer was in sync when it left, and one is since, in the same turn: it is counted.
+        if !is_held && turn.gateway.counters().guarantee_degraded > turn.degraded {
+            turn.degraded += 1;
+            return;
+        }
         assert!(
-            holders >= asked.len().min(copies as usize),
+            is_held,
             "{} has left {}, and {holders} of {asked:?} have it",
-            view.original,
-            NAMES[turn.unit]
+            view.original, NAMES[turn.unit]
         );
     }
 

@@ -60,16 +60,6 @@ impl World {
         }
     }
 
-    /// The same of who is primary of what; not in the middle of a turn.
-    pub fn note_primaries(&mut self) {
-        let groups = 0..self.shape.all_groups();
-        let primaries: Vec<_> = groups.map(|group| self.primaries(group)).collect();
-        if primaries != self.seen_primaries {
-            self.seen_primaries = primaries;
-            self.calm_since = self.now;
-        }
-    }
-
     fn is_calm(&self, span: Duration) -> bool {
         self.now.since(self.calm_since) >= span
     }

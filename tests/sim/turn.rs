@@ -34,7 +34,8 @@ pub struct Turn {
     pub resumed: bool,
     /// By group: its role and term at the start of the turn.
     pub before: Vec<(Role, u64)>,
-    /// Sessions that had no copy since no peer was in sync, at the start of the turn.
+    /// Sessions that had no copy since no peer was in sync: those before the turn, and those of it
+    /// whose packets were seen to leave.
     pub degraded: u64,
 }
 

@@ -203,10 +203,9 @@ pub struct World {
     pub turns: u64,
     pub dual: BTreeMap<(usize, usize, usize), Time>,
     pub reigns: Reigns,
-    /// The links that work and those that fail, and since when.
+    /// What works and what fails.
     pub condition: Vec<bool>,
-    /// By group.
-    pub seen_primaries: Vec<Vec<usize>>,
+    /// When that changed last, or a role.
     pub calm_since: Time,
     /// How often a peer's figures were compared with what it holds.
     pub figures: u64,
@@ -283,7 +282,6 @@ impl World {
             dual: BTreeMap::new(),
             reigns: Reigns::default(),
             condition: Vec::new(),
-            seen_primaries: Vec::new(),
             calm_since: Time::ZERO,
             figures: 0,
             fast_packets: 0,
@@ -511,7 +509,6 @@ impl World {
                 }
             }
             self.note_condition();
-            self.note_primaries();
             self.check_rivals();
             self.check_leases();
             self.check_owners();
