@@ -147,6 +147,8 @@ mod tests {
         let mut change = Change::default();
         change.replace([0x55, 0x55], [0x32, 0x85]);
         assert_eq!(change.apply(0xdd2f), 0x0000);
+        // ~0x5555 + 0x3285
+        assert_eq!(change.sum(), 0xdd2f);
     }
 
     #[test]
