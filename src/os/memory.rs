@@ -162,12 +162,8 @@ mod tests {
     use super::*;
 
     /// Of the mapping with this address: whether huge pages are asked for, and KiB that have them.
+    /// Neighbors of one kind are one mapping: these may be those of another test, too.
     fn huge_pages(address: usize) -> (bool, u64) {
-        of_mapping(address, "AnonHugePages:")
-    }
-
-    /// Whether huge pages are asked for, and a number of the mapping with this address.
-    fn of_mapping(address: usize, name: &str) -> (bool, u64) {
         let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
         let (mut is_it, mut kib) = (false, 0);
         for line in smaps.lines() {
@@ -177,13 +173,25 @@ mod tests {
             let ends = first.split_once('-');
             if let Some((start, end)) = ends.and_then(|(a, b)| number(a).zip(number(b))) {
                 is_it = (start..end).contains(&address);
-            } else if is_it && first == name {
+            } else if is_it && first == "AnonHugePages:" {
                 kib = words.next().unwrap().parse().unwrap();
             } else if is_it && first == "VmFlags:" {
                 return (words.any(|flag| flag == "hg"), kib);
             }
         }
         panic!("{address:x} is not mapped");
+    }
+
+    /// How many bytes of these there is memory for.
+    fn present(addresses: &Range<usize>) -> usize {
+        let page = page_size();
+        let start = addresses.start / page * page;
+        let mut pages = vec![0; (addresses.end - start).div_ceil(page)];
+        let first = ptr::without_provenance_mut(start);
+        // SAFETY: `pages` has a byte for each page to be written to (mincore(2)).
+        let result = unsafe { libc::mincore(first, addresses.end - start, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().filter(|&page| page & 1 == 1).count() * page
     }
 
     #[test]
@@ -279,17 +287,17 @@ mod tests {
     #[test]
     fn memory_is_provided_as_a_table_grows() {
         const ENTRY: usize = 256;
-        const MIB: u64 = 1 << 10;
+        const MIB: usize = 1 << 20;
         let list: Vec<u8> = Vec::with_capacity(3 * AHEAD * ENTRY);
         let start = list.as_ptr().addr();
+        let addresses = start..start + list.capacity();
         let table = |entries: usize| Reserved {
-            addresses: start..start + list.capacity(),
+            addresses: addresses.clone(),
             is_scattered: false,
             used: entries * ENTRY,
             entry: ENTRY,
         };
-        let middle = start + list.capacity() / 2;
-        let provided = || of_mapping(middle, "Rss:").1;
+        let provided = || present(&addresses);
         let mut reserve = Reserve::begin(vec![table(0)]);
         assert!((16 * MIB..17 * MIB).contains(&provided()), "{}", provided());
         assert!(!reserve.is_due(STEP - 1) && reserve.is_due(STEP));
