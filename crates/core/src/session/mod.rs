@@ -197,6 +197,14 @@ impl Session {
         }
     }
 
+    /// Whether both ends have closed it, so that its ports may be used again.
+    pub fn is_over(&self) -> bool {
+        match &self.tracker {
+            Tracker::Tcp(tcp) => tcp.state() >= tcp::TcpState::LastAck,
+            _ => false,
+        }
+    }
+
     fn original(&self) -> FlowKey {
         FlowKey {
             src: self.src,

@@ -36,7 +36,7 @@ impl Replicator {
     /// Handles sessions that a standby offers to this unit, the primary: the offer may add sessions
     /// and move them forward.
     pub(super) fn merge(&mut self, at: usize, record: &Record, context: &mut Context<'_>) {
-        self.place(at, record, Authority::Shared { theirs_win: false }, context);
+        self.place(at, record, Authority::Shared, context);
     }
 
     fn place(
@@ -96,17 +96,17 @@ impl Replicator {
         let Some(group) = self.group_of(at, group) else {
             return;
         };
-        match self.authority(at, group) {
-            Authority::Owner | Authority::Shared { theirs_win: true } => {}
-            Authority::None | Authority::Shared { .. } => {
-                self.counters.refused_not_primary += 1;
-                return;
-            }
-        }
+        let authority = self.authority(at, group);
         let store = &mut *context.store;
-        if let Some((id, Direction::Original)) = store.lookup(key)
-            && store.get(id).is_some_and(|session| session.group == group)
-        {
+        let found = match store.lookup(key) {
+            Some((id, Direction::Original)) => store.get(id).map(|session| (id, session)),
+            _ => None,
+        };
+        let found = found.filter(|(_, session)| session.group == group);
+        let may = |(_, session): &(SessionId, &Session)| authority.may_end(session);
+        if authority == Authority::None || !found.as_ref().is_none_or(may) {
+            self.counters.refused_not_primary += 1;
+        } else if let Some((id, _)) = found {
             self.counters.removed += 1;
             store.end(id);
         }
@@ -170,12 +170,6 @@ impl Replicator {
         authority: Authority,
         store: &SessionStore,
     ) -> bool {
-        let wins = |authority| {
-            matches!(
-                authority,
-                Authority::Owner | Authority::Shared { theirs_win: true }
-            )
-        };
         let Some(other) = store.get(other) else {
             return true;
         };
@@ -186,7 +180,8 @@ impl Replicator {
                 .iter()
                 .any(|peer| peer.receiver.claims[index].is_some());
         let comes_first = || group < other.group && self.are_slots_of_one(group, other.group);
-        wins(authority) && (wins(self.authority(at, other.group)) || !owned || comes_first())
+        let of_other = self.authority(at, other.group);
+        authority.may_end(other) && (of_other.may_end(other) || !owned || comes_first())
     }
 
     fn are_slots_of_one(&self, one: GroupId, other: GroupId) -> bool {
@@ -195,6 +190,17 @@ impl Replicator {
             name.split_once('/').map(|(whole, _)| whole)
         };
         whole(one).is_some() && whole(one) == whole(other)
+    }
+}
+
+impl Authority {
+    /// Whether the peer may end a session here, of a group over which it has this authority.
+    fn may_end(self, session: &Session) -> bool {
+        match self {
+            Authority::None => false,
+            Authority::Shared => session.is_over(),
+            Authority::Owner => true,
+        }
     }
 }
 

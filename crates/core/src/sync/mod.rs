@@ -443,9 +443,7 @@ impl Replicator {
                     (Some(theirs), Some(mine)) if mine > theirs && !receiver.handed[group] => {
                         Authority::None
                     }
-                    (Some(theirs), Some(mine)) => Authority::Shared {
-                        theirs_win: theirs > mine,
-                    },
+                    (Some(_), Some(_)) => Authority::Shared,
                     (_, None) if theirs < highest => Authority::None,
                     (_, None) => Authority::Owner,
                 };

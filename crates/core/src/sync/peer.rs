@@ -210,12 +210,10 @@ pub(super) struct Sweep {
 pub(super) enum Authority {
     /// Nothing: it does not send the group, or another unit has a higher term.
     None,
-    /// Both units are primary for the moment: add sessions, and move them forward; where two can't
-    /// be told apart, the one of the higher term stays.
-    Shared {
-        /// The peer has the higher term.
-        theirs_win: bool,
-    },
+    /// Both units are primary for the moment: add sessions, and move them forward. Which of them
+    /// stays is not known here, and it need not be the one with the higher term: so no session that
+    /// lives here ends for the sake of the other one.
+    Shared,
     /// Everything.
     Owner,
 }

@@ -693,8 +693,8 @@ fn of_two_slots_with_the_same_packets_the_lower_keeps_its_session() {
     }
 }
 
-/// Both are primary: states only go forward, and the higher term wins where sessions exclude each
-/// other.
+/// Both are primary: states only go forward, and where sessions exclude each other, each unit keeps
+/// its own until one of the units steps down, whatever their terms.
 #[test]
 fn two_primaries_merge_what_can_be_merged() {
     let mut world = pair();
@@ -728,10 +728,11 @@ fn two_primaries_merge_what_can_be_merged() {
     let id = world.units[1].ids()[1];
     world.units[1].advance(id, TcpState::SynReceived);
     world.calm(1);
-    assert!(world.state_of(0, 2).is_none() && world.state_of(0, 3).is_some());
-    assert_eq!(world.units[0].sync.counters().conflicts_lost, 1);
+    assert!(world.state_of(0, 2).is_some() && world.state_of(0, 3).is_none());
     world.units[0].set_sending(G, None);
     world.calm(3);
+    assert!(world.state_of(0, 2).is_none() && world.state_of(0, 3).is_some());
+    assert_eq!(world.units[0].sync.counters().conflicts_lost, 1);
     world.assert_equal();
 }
 
@@ -751,6 +752,33 @@ fn a_connection_that_opens_again_is_not_the_one_before() {
     for unit in [0, 1] {
         assert_eq!(world.state_of(unit, 1), Some(TcpState::SynSent), "{unit}");
     }
+}
+
+/// A unit that was cut off has the higher term and has ended what it saw no packets of; it is about
+/// to yield to the one that carried the sessions.
+#[test]
+fn a_rival_ends_nothing_that_lives_here() {
+    let mut world = pair();
+    let ids = [1, 2].map(|n| open_numbered(&mut world, n));
+    world.units[0].advance(ids[0], TcpState::Established);
+    world.calm(2);
+    world.units[1].set_sending(G, Some(2));
+    for id in world.units[1].ids() {
+        world.units[1].close(id);
+    }
+    // With an answer that one of these has.
+    let other = key(Protocol::TCP, 3, 3);
+    world.units[1]
+        .open(other, (NAT.0, 1001), world.now)
+        .unwrap();
+    world.calm(2);
+    assert!(world.state_of(0, 1).is_some() && world.state_of(0, 2).is_some());
+    world.units[1].set_sending(G, None);
+    world.units[0].set_sending(G, Some(3));
+    world.calm(3);
+    assert_eq!(world.state_of(1, 1), Some(TcpState::Established));
+    assert!(world.state_of(1, 2).is_some() && world.state_of(1, 3).is_none());
+    world.assert_equal();
 }
 
 #[test]
