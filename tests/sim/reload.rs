@@ -243,6 +243,10 @@ fn sessions_of_a_peer_with_other_rules_are_compared_on_takeover() {
         // It is not ready as long as its rules are others.
         assert!(world.hand_over(there, 0).is_err());
         world.force_over(there, 0).unwrap();
+        world.run(Duration::from_millis(100));
+        assert_eq!(world.primaries(0), [here]);
+        let held = sessions_to(&world, here, 53);
+        assert!(held > 0, "round {round}: another unit may be primary too");
         world.run(Duration::from_secs(4));
         let gateway = world.units[here].gateway.as_ref().unwrap();
         assert_eq!(

@@ -15,7 +15,6 @@ use crate::time::Time;
 
 use super::Gateway;
 use super::cluster::{Cluster, Step};
-use super::revalidate::Scope;
 
 impl Gateway {
     /// Calls `work` on the cluster, and carries out the consequences; none without an `[ha]`.
@@ -157,11 +156,7 @@ impl Gateway {
                     name(peer),
                     self.group_name(group)
                 );
-                let rules = Scope {
-                    rules: true,
-                    ..Scope::default()
-                };
-                self.revalidation.restart(rules);
+                self.revalidation.check_merged();
             }
             sync::SyncEvent::Ready(peer, group) => {
                 log::info!(

@@ -350,8 +350,7 @@ impl Gateway {
 
     /// The time of the next [`Gateway::handle_timeout`]; `None` if nothing is pending.
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
-        let is_busy = self.revalidation.is_running() || self.multicast.is_comparing();
-        if is_busy || self.routes.is_sweeping() {
+        if self.multicast.is_comparing() || self.routes.is_sweeping() {
             return Some(now);
         }
         let sweep = Some(self.sessions.table().next_sweep(now.tick()))
@@ -359,6 +358,7 @@ impl Gateway {
             .map(|tick| tick.time().max(now));
         [
             sweep,
+            self.revalidation.poll_timeout(now),
             self.fragments.poll_timeout(),
             self.hosts.announcer.poll_timeout(),
             self.hosts.lookups.poll_timeout(),

@@ -34,6 +34,8 @@ pub(super) struct Revalidation {
     /// For when this unit is primary: sessions of other units' groups were skipped, or come from a
     /// unit with other rules.
     scheduled: Option<Scope>,
+    /// When a pass for that begins.
+    due: Option<Time>,
 }
 
 /// The changes that a session may be affected by.
@@ -81,19 +83,46 @@ impl Revalidation {
         self.scheduled = Some(rules.and(self.scheduled));
     }
 
-    /// Starts a pass over sessions that this unit has just become primary for: its routes may
+    /// Schedules a pass over sessions that this unit has just become primary for: its routes may
     /// differ from those of the unit that opened them.
-    pub(super) fn catch_up(&mut self) {
+    ///
+    /// It begins when the reign is `undisputed`: until then, another unit may have become primary
+    /// too, and may stay it, while this one alone holds some of the sessions.
+    pub(super) fn catch_up(&mut self, undisputed: Time) {
         let routes = Scope {
             routes: true,
             ..Scope::default()
         };
-        let scope = routes.and(self.scheduled.take());
-        self.restart(scope);
+        self.scheduled = Some(routes.and(self.scheduled));
+        self.due = self.due.max(Some(undisputed));
     }
 
-    pub(super) fn is_running(&self) -> bool {
+    /// A standby has offered sessions that this unit lacked: other rules may have let them in.
+    pub(super) fn check_merged(&mut self) {
+        self.schedule_rules();
+        self.due.get_or_insert(Time::ZERO);
+    }
+
+    /// Begins the pass that is due.
+    fn begin_if_due(&mut self, now: Time) {
+        if self.due.is_some_and(|due| due <= now) {
+            self.due = None;
+            if let Some(scope) = self.scheduled.take() {
+                self.restart(scope);
+            }
+        }
+    }
+
+    fn is_running(&self) -> bool {
         self.cursor.is_some()
+    }
+
+    /// When a pass begins or goes on.
+    pub(super) fn poll_timeout(&self, now: Time) -> Option<Time> {
+        match self.is_running() {
+            true => Some(now),
+            false => self.due.map(|due| due.max(now)),
+        }
     }
 
     /// Whether sessions are still to be compared with the rules.
@@ -121,6 +150,7 @@ enum Finding {
 
 impl Gateway {
     pub(super) fn revalidate_some(&mut self, now: Time) {
+        self.revalidation.begin_if_due(now);
         let Some(cursor) = self.revalidation.cursor else {
             return;
         };

@@ -8,6 +8,10 @@ use crate::time::{Tick, Time};
 use super::revalidate::Scope;
 use super::{Gateway, Role};
 
+/// After so many hold times as primary, no other unit that became primary at the same moment can be
+/// left: it is heard after one, and one of the two yields within two more.
+const UNDISPUTED_HOLDS: u32 = 3;
+
 /// This unit's role in each group, and the traffic that it sees of it.
 pub(super) struct Groups {
     pub(super) roles: [Role; MAX_GROUPS],
@@ -109,7 +113,9 @@ impl Gateway {
             if self.cluster().is_some_and(|it| it.sync.rules_differ()) {
                 self.revalidation.schedule_rules();
             }
-            self.revalidation.catch_up();
+            let hold = self.cluster().map(|it| it.ha().hold());
+            let undisputed = now + hold.unwrap_or_default() * UNDISPUTED_HOLDS;
+            self.revalidation.catch_up(undisputed);
         }
     }
 
