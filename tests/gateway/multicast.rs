@@ -571,6 +571,8 @@ fn members_and_sessions_survive_the_unit() {
             |pair: &Pair, unit: usize| pair.units[unit].multicast_members().collect::<Vec<_>>();
         assert_eq!(members(&pair, 0), members(&pair, 1));
         assert_eq!(pair.units[1].multicast_count(), 1);
+        let by_standby = sent(&mut pair, 1);
+        assert!(by_standby.is_empty(), "nor when it knows who wants it");
 
         // A peer that comes later is told everything, and a leave too.
         pair.connect(false);

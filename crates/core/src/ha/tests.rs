@@ -261,6 +261,10 @@ impl Voice {
     }
 
     fn bytes(&self) -> Vec<u8> {
+        self.bytes_about(&[("g0", &self.group)])
+    }
+
+    fn bytes_about(&self, groups: &[(&str, &GroupState)]) -> Vec<u8> {
         let header = Header {
             group_id: 7,
             goodbye: self.goodbye,
@@ -277,7 +281,10 @@ impl Voice {
             name: self.name,
             parts: 1,
         };
-        heartbeat::encode(&header, [(heartbeat::hash("g0"), &self.group)].into_iter())
+        let groups = groups
+            .iter()
+            .map(|(name, state)| (heartbeat::hash(name), *state));
+        heartbeat::encode(&header, groups)
     }
 
     /// Becomes ready, with the same sessions.
@@ -1427,4 +1434,40 @@ proptest! {
         bench.run(ms(2000), &mut []);
         prop_assert_eq!(bench.role(), Role::Primary, "alone in the end");
     }
+}
+
+/// Who is primary of a group that is cut gets the slots to which no link leads: it holds them,
+/// although another unit would come first.
+#[test]
+fn the_primary_of_a_group_that_is_cut_holds_its_slots() {
+    let mut config = config("a", &["b", "c", "d"], 2);
+    config.groups[1].part_of = Some(G);
+    config.ha.as_mut().unwrap().copies = 1;
+    let slot = GroupId(1);
+    let mut bench = Bench::with(&config);
+    let mut voices = [b(), c(), Voice::new(PeerId(2), "d")];
+    for _ in 0..100 {
+        bench.now = bench.now + INTERVAL;
+        bench.ha.handle_wake(bench.now);
+        for voice in &mut voices {
+            voice.sequence += 1;
+            let is_primary = voice.id == B;
+            let of_slot = GroupState {
+                primary: is_primary,
+                ready: is_primary,
+                term: u64::from(is_primary),
+                priority: 200,
+                ..voice.group
+            };
+            let bytes = voice.bytes_about(&[("g0", &voice.group), ("g1", &of_slot)]);
+            let heard = bench.ha.handle_heartbeat(bench.now, voice.id, L, &bytes);
+            heard.unwrap();
+        }
+        bench.tick();
+    }
+    assert_eq!(bench.role(), Role::Primary);
+    assert_eq!(bench.ha.role(slot), Role::Standby);
+    let units = [None, Some(B), Some(C), Some(PeerId(2))];
+    let held = units.map(|unit| bench.ha.is_holder(bench.now, slot, unit));
+    assert_eq!(held, [true, true, false, false]);
 }
