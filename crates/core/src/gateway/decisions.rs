@@ -15,6 +15,7 @@ use crate::time::Time;
 
 use super::Gateway;
 use super::cluster::{Cluster, Step};
+use super::revalidate::Scope;
 
 impl Gateway {
     /// Calls `work` on the cluster, and carries out the consequences; none without an `[ha]`.
@@ -156,7 +157,11 @@ impl Gateway {
                     name(peer),
                     self.group_name(group)
                 );
-                self.revalidation.check_merged();
+                let rules = Scope {
+                    rules: true,
+                    ..Scope::default()
+                };
+                self.revalidation.restart(rules);
             }
             sync::SyncEvent::Ready(peer, group) => {
                 log::info!(

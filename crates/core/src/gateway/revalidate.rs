@@ -22,6 +22,9 @@ const MATCHES: usize = 16_384;
 /// Policies that a session is compared with at most, as a rule of thumb: see `policy/index.rs`.
 const MOST_COMPARED: usize = 128;
 
+/// Why a session ends that no route leads along any more.
+const ASTRAY: &str = "route-changed";
+
 /// The position of the pass over the table.
 #[derive(Default)]
 pub(super) struct Revalidation {
@@ -34,7 +37,7 @@ pub(super) struct Revalidation {
     /// For when this unit is primary: sessions of other units' groups were skipped, or come from a
     /// unit with other rules.
     scheduled: Option<Scope>,
-    /// When a pass for that begins.
+    /// When a pass for that begins, at the latest.
     due: Option<Time>,
 }
 
@@ -83,24 +86,25 @@ impl Revalidation {
         self.scheduled = Some(rules.and(self.scheduled));
     }
 
-    /// Schedules a pass over sessions that this unit has just become primary for: its routes may
+    /// Starts a pass over sessions that this unit has just become primary for: its routes may
     /// differ from those of the unit that opened them.
-    ///
-    /// It begins when the reign is `undisputed`: until then, another unit may have become primary
-    /// too, and may stay it, while this one alone holds some of the sessions.
-    pub(super) fn catch_up(&mut self, undisputed: Time) {
+    pub(super) fn catch_up(&mut self) {
         let routes = Scope {
             routes: true,
             ..Scope::default()
         };
-        self.scheduled = Some(routes.and(self.scheduled));
-        self.due = self.due.max(Some(undisputed));
+        let scope = routes.and(self.scheduled.take());
+        self.restart(scope);
     }
 
-    /// A standby has offered sessions that this unit lacked: other rules may have let them in.
-    pub(super) fn check_merged(&mut self) {
-        self.schedule_rules();
-        self.due.get_or_insert(Time::ZERO);
+    /// A session that is not allowed may not end before `undisputed`: another pass comes then.
+    fn put_off(&mut self, undisputed: Time) {
+        let later = Scope {
+            stepped_down: false,
+            ..self.scope
+        };
+        self.scheduled = Some(later.and(self.scheduled));
+        self.due = Some(self.due.map_or(undisputed, |due| due.min(undisputed)));
     }
 
     /// Begins the pass that is due.
@@ -204,14 +208,16 @@ impl Gateway {
                 self.change_session(now, id, (in_port, out_port), policy);
                 None
             }
-            Finding::Astray => Some("route-changed"),
-            Finding::Forbidden(why) => {
-                self.counters.forbidden += 1;
-                Some(why)
-            }
+            Finding::Astray => Some(ASTRAY),
+            Finding::Forbidden(why) => Some(why),
         };
-        if let Some(why) = why {
+        let undisputed = self.groups.undisputed(group);
+        if why.is_some() && now < undisputed {
+            self.revalidation.put_off(undisputed);
+            self.rename_policy(id);
+        } else if let Some(why) = why {
             self.counters.cleared += 1;
+            self.counters.forbidden += u64::from(why != ASTRAY);
             self.revalidation.ended += 1;
             self.end_session(now, id, why);
         } else if scope.pickup {

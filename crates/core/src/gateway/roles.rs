@@ -8,14 +8,17 @@ use crate::time::{Tick, Time};
 use super::revalidate::Scope;
 use super::{Gateway, Role};
 
-/// After so many hold times as primary, no other unit that became primary at the same moment can be
-/// left: it is heard after one, and one of the two yields within two more.
-const UNDISPUTED_HOLDS: u32 = 3;
+/// After so many hold times as primary, another unit that became primary at the same moment has
+/// yielded, or this one: it is heard after one, and the two decide within two more and a heartbeat.
+const UNDISPUTED_HOLDS: u32 = 4;
 
 /// This unit's role in each group, and the traffic that it sees of it.
 pub(super) struct Groups {
     pub(super) roles: [Role; MAX_GROUPS],
     pub(super) traffic: [Traffic; MAX_GROUPS],
+    /// Until then another unit may be primary too, and stay it, and this one may be the only one
+    /// that holds some of the sessions: none of them ends for the sake of its own rules and routes.
+    undisputed: [Time; MAX_GROUPS],
 }
 
 /// When packets of a group's sessions were last forwarded here. Packets that were dropped don't
@@ -40,6 +43,7 @@ impl Groups {
         Groups {
             roles: [Role::Standby; MAX_GROUPS],
             traffic: [Traffic::default(); MAX_GROUPS],
+            undisputed: [Time::ZERO; MAX_GROUPS],
         }
     }
 
@@ -60,6 +64,11 @@ impl Groups {
         if *verdict == Verdict::Forward {
             self.traffic[usize::from(group.0)].seen[direction as usize] = Some(now.tick());
         }
+    }
+
+    /// From when on no other unit can have become primary of a group together with this one.
+    pub(super) fn undisputed(&self, group: GroupId) -> Time {
+        self.undisputed[usize::from(group.0)]
     }
 
     #[inline]
@@ -115,7 +124,8 @@ impl Gateway {
             }
             let hold = self.cluster().map(|it| it.ha().hold());
             let undisputed = now + hold.unwrap_or_default() * UNDISPUTED_HOLDS;
-            self.revalidation.catch_up(undisputed);
+            self.groups.undisputed[usize::from(group.0)] = undisputed;
+            self.revalidation.catch_up();
         }
     }
 

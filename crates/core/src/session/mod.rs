@@ -197,10 +197,10 @@ impl Session {
         }
     }
 
-    /// Whether both ends have closed it, so that its ports may be used again.
+    /// Whether both ends have closed it and acknowledged that, so that its ports may be used again.
     pub fn is_over(&self) -> bool {
         match &self.tracker {
-            Tracker::Tcp(tcp) => tcp.state() >= tcp::TcpState::LastAck,
+            Tracker::Tcp(tcp) => tcp.state() >= tcp::TcpState::TimeWait,
             _ => false,
         }
     }
