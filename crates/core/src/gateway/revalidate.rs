@@ -22,9 +22,6 @@ const MATCHES: usize = 16_384;
 /// Policies that a session is compared with at most, as a rule of thumb: see `policy/index.rs`.
 const MOST_COMPARED: usize = 128;
 
-/// Why a session ends that no route leads along any more.
-const ASTRAY: &str = "route-changed";
-
 /// The position of the pass over the table.
 #[derive(Default)]
 pub(super) struct Revalidation {
@@ -79,11 +76,18 @@ impl Revalidation {
     /// A peer has other rules: once this unit is primary, sessions that the peer opened must be
     /// checked against its own rules.
     pub(super) fn schedule_rules(&mut self) {
-        let rules = Scope {
+        self.schedule(Scope {
             rules: true,
             ..Scope::default()
+        });
+    }
+
+    fn schedule(&mut self, scope: Scope) {
+        let later = Scope {
+            stepped_down: false,
+            ..scope
         };
-        self.scheduled = Some(rules.and(self.scheduled));
+        self.scheduled = Some(later.and(self.scheduled));
     }
 
     /// Starts a pass over sessions that this unit has just become primary for: its routes may
@@ -99,11 +103,7 @@ impl Revalidation {
 
     /// A session that is not allowed may not end before `undisputed`: another pass comes then.
     fn put_off(&mut self, undisputed: Time) {
-        let later = Scope {
-            stepped_down: false,
-            ..self.scope
-        };
-        self.scheduled = Some(later.and(self.scheduled));
+        self.schedule(self.scope);
         self.due = Some(self.due.map_or(undisputed, |due| due.min(undisputed)));
     }
 
@@ -152,6 +152,12 @@ enum Finding {
     Forbidden(&'static str),
 }
 
+impl Finding {
+    fn ends_session(&self) -> bool {
+        matches!(self, Finding::Astray | Finding::Forbidden(_))
+    }
+}
+
 impl Gateway {
     pub(super) fn revalidate_some(&mut self, now: Time) {
         self.revalidation.begin_if_due(now);
@@ -198,7 +204,13 @@ impl Gateway {
         if !self.is_primary(group) {
             return self.revalidate_foreign(now, id);
         }
-        let why = match self.inspect(id) {
+        let finding = self.inspect(id);
+        let undisputed = self.groups.undisputed(group);
+        if finding.ends_session() && now < undisputed {
+            self.revalidation.put_off(undisputed);
+            return self.rename_policy(id);
+        }
+        let why = match finding {
             Finding::Fine => None,
             Finding::Changed {
                 in_port,
@@ -208,16 +220,14 @@ impl Gateway {
                 self.change_session(now, id, (in_port, out_port), policy);
                 None
             }
-            Finding::Astray => Some(ASTRAY),
-            Finding::Forbidden(why) => Some(why),
+            Finding::Astray => Some("route-changed"),
+            Finding::Forbidden(why) => {
+                self.counters.forbidden += 1;
+                Some(why)
+            }
         };
-        let undisputed = self.groups.undisputed(group);
-        if why.is_some() && now < undisputed {
-            self.revalidation.put_off(undisputed);
-            self.rename_policy(id);
-        } else if let Some(why) = why {
+        if let Some(why) = why {
             self.counters.cleared += 1;
-            self.counters.forbidden += u64::from(why != ASTRAY);
             self.revalidation.ended += 1;
             self.end_session(now, id, why);
         } else if scope.pickup {
@@ -231,11 +241,7 @@ impl Gateway {
             return self.end_session(now, id, "not-replicated");
         }
         if scope.routes || scope.rules || scope.pickup {
-            let later = Scope {
-                stepped_down: false,
-                ..scope
-            };
-            self.revalidation.scheduled = Some(later.and(self.revalidation.scheduled));
+            self.revalidation.schedule(scope);
         }
         if scope.rules {
             self.rename_policy(id);

@@ -98,17 +98,19 @@ impl Replicator {
         };
         let authority = self.authority(at, group);
         let store = &mut *context.store;
+        let session = |id| store.get(id).filter(|session| session.group == group);
         let found = match store.lookup(key) {
-            Some((id, Direction::Original)) => store.get(id).map(|session| (id, session)),
+            Some((id, Direction::Original)) => session(id).map(|it| (id, authority.may_end(it))),
             _ => None,
         };
-        let found = found.filter(|(_, session)| session.group == group);
-        let may = |(_, session): &(SessionId, &Session)| authority.may_end(session);
-        if authority == Authority::None || !found.as_ref().is_none_or(may) {
-            self.counters.refused_not_primary += 1;
-        } else if let Some((id, _)) = found {
-            self.counters.removed += 1;
-            store.end(id);
+        match found {
+            Some((id, true)) => {
+                self.counters.removed += 1;
+                store.end(id);
+            }
+            // It has ended here, too.
+            None if authority != Authority::None => {}
+            _ => self.counters.refused_not_primary += 1,
         }
     }
 
