@@ -198,6 +198,68 @@ fn slots_follow_the_weights() {
     clients.into_iter().for_each(Conversation::finish);
 }
 
+/// The slots that a unit has, whoever is primary of them.
+fn known_slots(cluster: &Cluster, unit: usize) -> BTreeSet<String> {
+    let status = cluster.unit(unit).status();
+    let groups = status["groups"].as_array().expect("a list").iter();
+    let names = groups.map(|group| group["name"].as_str().expect("a name").to_owned());
+    names.filter(|name| name.contains('/')).collect()
+}
+
+/// A running group is cut into more slots, into fewer, not at all, and again, by reloads of one
+/// unit after the other: connections go on, new ones are served, and units that differ say so.
+#[test]
+fn a_group_is_cut_otherwise_and_no_connection_ends() {
+    let mut cluster = cut(3);
+    let hosts = hosts(&cluster);
+    let _servers = SERVER.map(|address| line_server(&cluster.lab.server, address));
+    let mut clients: Vec<Conversation> = hosts.iter().flat_map(conversations).collect();
+    let mut port = 41_000;
+    for slots in [12, 3, 0, 8] {
+        let wanted: BTreeSet<String> = (0..slots).map(|slot| format!("all/{slot}")).collect();
+        for (unit, host) in hosts.iter().enumerate().take(3) {
+            let config = &mut cluster.unit_mut(unit).config;
+            let lines = config
+                .lines()
+                .filter(|line| !line.starts_with("distribute"));
+            *config = lines.map(|line| format!("{line}\n")).collect();
+            if slots > 0 {
+                config.push_str(&format!("distribute = {slots}\n"));
+            }
+            let answer = cluster.unit(unit).reload();
+            assert_eq!(
+                answer["changed"][0]["key"], "group.all.distribute",
+                "{answer}"
+            );
+            assert_eq!(answer["restart"], serde_json::json!([]), "{answer}");
+            if unit == 0 {
+                wait_until("both say what differs", || {
+                    [0, 1].iter().all(|unit| {
+                        let status = cluster.unit(*unit).status();
+                        status["health"].to_string().contains("slots of group all")
+                    })
+                });
+            }
+            // Whatever the others have: new ones are served at once.
+            let mut fresh = [0, 1].map(|at| {
+                port += 1;
+                Conversation::start_from(host, SERVER[at], port)
+            });
+            fresh.iter_mut().for_each(Conversation::go_on);
+            clients.extend(fresh);
+        }
+        wait_until("all units have these slots", || {
+            (0..3).all(|unit| known_slots(&cluster, unit) == wanted)
+        });
+        wait_until("each slot has its unit", || {
+            let all = (0..3).flat_map(|unit| slots_of(&cluster, unit));
+            all.count() == slots && (0..3).all(|unit| has_its_slots(&cluster, unit))
+        });
+        clients.iter_mut().for_each(Conversation::go_on);
+    }
+    clients.into_iter().for_each(Conversation::finish);
+}
+
 /// Bulk data, fragments and clients of a forward, whichever units they come to.
 #[test]
 fn all_sorts_of_traffic_pass() {

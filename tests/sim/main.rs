@@ -12,6 +12,7 @@ mod calm;
 mod checks;
 mod compound;
 mod copies;
+mod cuts;
 mod fast;
 mod faults;
 mod figures;

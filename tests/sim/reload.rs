@@ -49,6 +49,10 @@ pub struct Rules {
     pub without_last_group: bool,
     /// A unit, and its weight where groups are cut into slots.
     pub weight: Option<(usize, u8)>,
+    /// Into how many slots each group is cut, if not as the shape says; 0 if it is not.
+    pub cut_into: Option<usize>,
+    /// Packets may come to any unit only where groups are cut into slots.
+    pub not_asymmetric: bool,
 }
 
 impl Rules {

@@ -32,7 +32,7 @@ pub struct Shape {
     pub small: Option<usize>,
     /// The unit that does not have the last group, nor addresses on its ports.
     pub lacks: Option<usize>,
-    /// The last group comes and goes.
+    /// Groups or slots come and go.
     pub regrouped: bool,
     /// Packets may come to any unit.
     pub asymmetric: bool,
@@ -164,7 +164,7 @@ impl Shape {
             }
         }
         text += &timeouts(rules);
-        let asymmetric = self.asymmetric;
+        let asymmetric = self.asymmetric && !rules.not_asymmetric;
         let monitor: Vec<String> = (0..self.ports())
             .map(|port| format!("\"p{port}\""))
             .collect();
@@ -275,8 +275,9 @@ impl Shape {
             };
             text += &format!("[[group]]\nname = \"g{group}\"\n{what}\n");
         }
-        if self.slots > 0 {
-            text += &format!("distribute = {}\n", self.slots);
+        let slots = rules.cut_into.unwrap_or(self.slots);
+        if slots > 0 {
+            text += &format!("distribute = {slots}\n");
             if let Some((unit, weight)) = rules.weight {
                 let unit = NAMES[unit % self.units];
                 text += &format!("weights = [\"{unit}:{weight}\"]\n");

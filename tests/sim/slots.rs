@@ -16,7 +16,7 @@ use crate::world::{Death, Spread, World};
 const SEEDS: u64 = 2;
 const SLOTS: usize = 6;
 
-fn cut(units: usize, groups: usize) -> Shape {
+pub fn cut(units: usize, groups: usize) -> Shape {
     Shape {
         asymmetric: true,
         slots: SLOTS,
@@ -28,7 +28,7 @@ fn cut(units: usize, groups: usize) -> Shape {
 }
 
 /// A cluster in which each unit has its slots.
-fn started(seed: u64, shape: Shape) -> World {
+pub fn started(seed: u64, shape: Shape) -> World {
     crate::install_logger();
     let mut world = World::new(seed, shape, Faults::NONE);
     world.run(ms(5000));
@@ -54,7 +54,7 @@ impl World {
         gateways.map(|it| it.counters().opened).collect()
     }
 
-    fn check_whole(&self, seed: u64) {
+    pub fn check_whole(&self, seed: u64) {
         let broken = self.flows.iter().find(|flow| flow.stage == Stage::Broken);
         assert!(broken.is_none(), "seed {seed}: {}", broken.unwrap());
         assert_eq!(self.crossed, 0, "answers reached other flows");

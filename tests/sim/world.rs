@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tandemgw_core::event::RouteChange;
-use tandemgw_core::flow::{Addr, Family, GroupId, LinkId, PeerId, PortId};
+use tandemgw_core::flow::{Addr, Family, GroupId, LinkId, MAX_GROUPS, PeerId, PortId};
 use tandemgw_core::gateway::{Gateway, Role, Seed};
 use tandemgw_core::pump::Pump;
 use tandemgw_core::random::SplitMix64;
@@ -285,8 +285,8 @@ impl World {
             calm_since: Time::ZERO,
             figures: 0,
             fast_packets: 0,
-            last_dual: vec![None; shape.all_groups()],
-            last_move: vec![None; shape.all_groups()],
+            last_dual: vec![None; MAX_GROUPS],
+            last_move: vec![None; MAX_GROUPS],
             streams: streams_of(&shape),
             etcd: Etcd::new(shape.units),
             clashes: BTreeMap::new(),

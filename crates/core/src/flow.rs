@@ -367,6 +367,11 @@ impl GroupSet {
         all.filter(move |group| self.contains(*group))
     }
 
+    /// Whether it has no group.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// Whether `group` is in it.
     pub fn contains(self, group: GroupId) -> bool {
         self.0 & (1 << (group.0 & 63)) != 0

@@ -14,8 +14,8 @@ use super::network::group_of;
 use super::options::{Live, Reload};
 use super::places::Network;
 use super::{
-    Config, Forward, Ha, HaPeer, LinkMonitor, LocalIn, MulticastJoin, MulticastPolicy, NatPool,
-    Policy, Port, Witness, slots,
+    Config, Forward, Group, Ha, HaPeer, LinkMonitor, LocalIn, MulticastJoin, MulticastPolicy,
+    NatPool, Policy, Port, Witness, slots,
 };
 use crate::flow::{Addr, GroupId, PortId};
 
@@ -68,9 +68,9 @@ impl Change {
             waiting: Vec::new(),
         };
         change.config.node = change.part("node", &running.node, node);
-        change.network_and_rules(running, wanted);
+        let why = change.network_and_rules(running, wanted);
         change.ports(&running.ports, ports);
-        change.groups(running, wanted);
+        change.groups(running, wanted, why.as_deref());
         change.link_monitors(running, wanted);
         compare_lists(&mut change.waiting, "local-in", &running.local_in, local_in);
         change.config.timeouts = change.part("timeouts", &running.timeouts, timeouts);
@@ -138,14 +138,24 @@ impl Change {
         }
     }
 
-    /// The options of groups that stay.
-    fn groups(&mut self, running: &Config, wanted: &Config) {
+    /// The options of groups that stay; `why` the groups as such wait for a restart, if they do.
+    fn groups(&mut self, running: &Config, wanted: &Config, why: Option<&str>) {
         for (place, old) in running.declared_groups() {
             let mut new = wanted.declared_groups().map(|(_, group)| group);
-            if let Some(new) = new.find(|new| new.name == old.name) {
-                let part = self.part(&format!("group.{}", old.name), old, new);
-                self.config.groups[usize::from(place.0)] = part;
+            let Some(new) = new.find(|new| new.name == old.name) else {
+                continue;
+            };
+            let (at, name) = (usize::from(place.0), format!("group.{}", old.name));
+            let slots = self.config.groups[at].slots.clone();
+            let mut new = new.clone();
+            if new.slots.len() != slots.len() && new.distribute != old.distribute {
+                let (from, to) = (old.slots.len(), new.slots.len());
+                let what = format!("{from} to {to} slots: {}", why.unwrap_or("with `[ha]`"));
+                self.wait(format!("{name}.distribute"), &what);
+                new.distribute = old.distribute;
             }
+            let part = self.part(&name, old, &new);
+            self.config.groups[at] = Group { slots, ..part };
         }
     }
 
@@ -167,7 +177,8 @@ impl Change {
 
     /// Groups and virtual addresses, then policies, pools and forwards: all of them or none, since
     /// they refer to each other. Rules for the addresses that are there may come before others.
-    fn network_and_rules(&mut self, running: &Config, wanted: &Config) {
+    /// Returns why they wait for a restart, if they do.
+    fn network_and_rules(&mut self, running: &Config, wanted: &Config) -> Option<String> {
         let (network, mut why) = match Network::adopt(running, wanted) {
             Ok(network) => (network, None),
             Err(waits) => (Network::of(running), Some(waits.to_string())),
@@ -186,10 +197,11 @@ impl Change {
         let Some(why) = why else {
             let live = network_differences(&mut self.applied, running, wanted, None);
             self.live.extend(live);
-            return;
+            return None;
         };
         (self.config.ports, self.config.groups) = (running.ports.clone(), running.groups.clone());
         network_differences(&mut self.waiting, running, wanted, Some(&why));
+        Some(why)
     }
 
     /// Policies, pools and forwards that can be in force.

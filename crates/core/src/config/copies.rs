@@ -59,7 +59,7 @@ fn tells_owner(policy: &Policy, groups: &[Group], ports: &[Port]) -> bool {
         .iter()
         .filter_map(|group| groups.get(usize::from(group.0)));
     let (first, more) = (groups.next(), groups.next());
-    let is_cut = first.is_some_and(|group| group.slots.is_some());
+    let is_cut = first.is_some_and(|group| group.is_cut());
     // The server of a forward is known.
     more.is_none() && (!is_cut || policy.forwarded == Some(true))
 }

@@ -108,7 +108,7 @@ pub struct Config {
 impl Config {
     /// Whether packets may come to any unit: by `asymmetric-flows`, or since a group is cut.
     pub fn passes_on(&self) -> bool {
-        let is_cut = || self.groups.iter().any(|group| group.slots.is_some());
+        let is_cut = || self.groups.iter().any(Group::is_cut);
         let ha = self.ha.as_ref();
         ha.is_some_and(|ha| ha.asymmetric_flows || is_cut())
     }
@@ -238,9 +238,10 @@ pub struct Group {
     pub distribute: Option<u8>,
     /// `weights`: the shares of units in the slots. A unit that is not named has weight 1.
     pub weights: Vec<Weight>,
-    /// Its slots, which are groups of their own after all others; none without `distribute`.
-    pub slots: Option<Slots>,
-    /// Of a slot, the group that was cut.
+    /// The places of its slots, which are groups of their own: 2 to 32, none without `distribute`.
+    pub slots: Vec<GroupId>,
+    /// Of a slot, the group that was cut. It may no longer be among the slots of that one: then it
+    /// is a [former slot](Config::former_slots).
     pub part_of: Option<GroupId>,
 }
 
@@ -252,15 +253,6 @@ pub struct Weight {
     /// 0 to 100: with twice the weight it has twice the slots; with 0 none, unless all others are
     /// gone.
     pub weight: u8,
-}
-
-/// The slots of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slots {
-    /// The first one; the others follow.
-    pub first: GroupId,
-    /// How many there are: 2 to 32.
-    pub count: u8,
 }
 
 /// `[[policy]]`: which new sessions are allowed, and how they are translated. Packets of an

@@ -64,7 +64,7 @@ pub enum Reload {
 pub enum Live {
     /// `virtual-addresses` of a `[[port]]`.
     VirtualAddresses,
-    /// Groups that are added or removed, and their addresses.
+    /// Groups and slots that are added or removed, and their addresses.
     Groups,
     /// `source-check` of a `[[port]]`.
     SourceCheck,
@@ -295,7 +295,7 @@ pub(super) const OPTIONS: &[OptionDoc] = &[
     list("group", "ports", "port name", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Groups), "ports whose virtual addresses all belong to the group"),
     list("group", "virtual-addresses", "address", DefaultValue::Absent("none"), WHOLE, Reload::Live(Live::Groups), "single virtual addresses that belong to the group"),
     own(option("group", "priority", OptionKind::Integer { min: 0, max: 255 }, DefaultValue::Absent("that of [ha]"), field!(Group.priority), Reload::Live(Live::GroupPriority), "priority of this unit in the election of the group's primary")),
-    option("group", "distribute", OptionKind::Integer { min: 2, max: 32 }, DefaultValue::Absent("one unit serves all hosts"), field!(Group.distribute), RESTART, "cut the group into so many slots, which the units share out among them: each slot has some of the hosts, and packets may come to any unit"),
+    option("group", "distribute", OptionKind::Integer { min: 2, max: 32 }, DefaultValue::Absent("one unit serves all hosts"), field!(Group.distribute), Reload::Live(Live::Groups), "cut the group into so many slots, which the units share out among them: each slot has some of the hosts, and packets may come to any unit"),
     list("group", "weights", "node name:0 to 100", DefaultValue::Absent("1 for each unit"), field!(Group.weights), Reload::Live(Live::Weights), "with `distribute`: the shares of units in the slots, such as `[\"gw-a:2\"]`; the same on all units"),
 
     text("policy", "name", "name", DefaultValue::Required, WHOLE, Reload::Live(Live::Policies), "the name of the policy; sessions carry it to the peers"),

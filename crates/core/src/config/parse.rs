@@ -93,7 +93,7 @@ fn read(mut root: Table<'_>, folder: &Path) -> Config {
     link_monitor::warn_of_ports(&root, &link_monitors, ha.as_ref(), &network);
     if let Some(ha) = &ha {
         ways::warn_of_ways(root.report, &policies, &groups, &network, &pools);
-        let is_cut = groups.iter().any(|group| group.slots.is_some());
+        let is_cut = groups.iter().any(|group| group.is_cut());
         if !ha.asymmetric_flows && !is_cut {
             ways::warn_of_shared_ports(root.report, &policies, &network, &forwards);
         }

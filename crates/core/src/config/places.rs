@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::network::group_of;
-use super::{Config, Group, Port, Slots, VirtualAddress};
+use super::{Config, Group, Port, VirtualAddress};
 use crate::flow::{Addr, GroupId, MAX_GROUPS};
 
 impl Group {
@@ -51,8 +51,10 @@ pub(super) enum Waits {
     Moves(Addr, String, String),
     /// An address that a port has still, which is removed from the file or has another name there.
     Kept(Addr, String),
-    /// A group for which no place is left.
+    /// A group for which no place is left, or not for all of its slots.
     NoPlace(String),
+    /// A group that is cut into another number of slots, while not all units hold all sessions.
+    Copies(String),
 }
 
 impl fmt::Display for Waits {
@@ -68,6 +70,11 @@ impl fmt::Display for Waits {
                 f,
                 "no place is left for group `{group}`, of {MAX_GROUPS} for groups and slots; those \
                  of removed ones are free at the next reload"
+            ),
+            Waits::Copies(group) => write!(
+                f,
+                "with `copies`, not all units hold the sessions of group `{group}`: they would not \
+                 know which ports are taken"
             ),
         }
     }
@@ -127,55 +134,77 @@ fn place(running: &Config, wanted: &Config) -> Result<(Vec<Group>, Vec<GroupId>)
     }
     let mut places = vec![GroupId(0); wanted.groups.len()];
     for (at, group) in wanted.declared_groups() {
-        let known = running.declared_groups();
-        let known = known.filter(|(_, it)| it.name == group.name);
-        places[usize::from(at.0)] = match known.map(|(place, _)| place).next() {
-            Some(place) => place,
-            None => settle(running, &mut groups, wanted, group)?,
+        let full = || Waits::NoPlace(group.name.clone());
+        let mut known = running.declared_groups();
+        let known = known.find(|(_, it)| it.name == group.name);
+        let place = match known {
+            Some((place, _)) => place,
+            None => {
+                let place = take(running, &mut groups).ok_or_else(full)?;
+                let slots = Vec::new();
+                groups[usize::from(place.0)] = Group {
+                    slots,
+                    ..group.clone()
+                };
+                place
+            }
         };
+        places[usize::from(at.0)] = place;
+        // A cluster that comes or goes waits for a restart, and slots with it.
+        if running.ha.is_some() && wanted.ha.is_some() {
+            let slots = cut(running, &mut groups, place, wanted, group).ok_or_else(full)?;
+            if known.is_some_and(|(_, it)| it.slots != slots) && are_copies_limited(running, wanted)
+            {
+                return Err(Waits::Copies(group.name.clone()));
+            }
+            groups[usize::from(place.0)].slots = slots;
+        }
     }
     Ok((groups, places))
 }
 
-/// Gives a new group a place, and its slots places of their own, one after the other.
-fn settle(
-    running: &Config,
-    groups: &mut Vec<Group>,
-    wanted: &Config,
-    group: &Group,
-) -> Result<GroupId, Waits> {
-    let full = || Waits::NoPlace(group.name.clone());
-    let place = take(running, groups, 1).ok_or_else(full)?;
-    groups[usize::from(place.0)] = Group {
-        slots: None,
-        ..group.clone()
-    };
-    let Some(slots) = group.slots else {
-        return Ok(place);
-    };
-    let first = take(running, groups, usize::from(slots.count)).ok_or_else(full)?;
-    let from = wanted.groups.iter().skip(usize::from(slots.first.0));
-    let to = groups.iter_mut().skip(usize::from(first.0));
-    for (slot, new) in to.zip(from).take(usize::from(slots.count)) {
-        *slot = Group {
-            part_of: Some(place),
-            ..new.clone()
-        };
-    }
-    groups[usize::from(place.0)].slots = Some(Slots { first, ..slots });
-    Ok(place)
+fn are_copies_limited(running: &Config, wanted: &Config) -> bool {
+    running.copies() > 0 || wanted.copies() > 0
 }
 
-/// The first of `count` places in a row that nobody has, nor had until now; they exist afterwards.
-fn take(running: &Config, groups: &mut Vec<Group>, count: usize) -> Option<GroupId> {
+/// The places of the slots that `wanted` has for a group at `whole`; those that run keep theirs.
+/// None if there are too few. What is no longer one of them stays a group, since it may have
+/// sessions: see [`Config::former_slots`].
+fn cut(
+    running: &Config,
+    groups: &mut Vec<Group>,
+    whole: GroupId,
+    wanted: &Config,
+    group: &Group,
+) -> Option<Vec<GroupId>> {
+    let place = |slot: &GroupId| {
+        let slot = &wanted.groups[usize::from(slot.0)];
+        let known = groups
+            .iter()
+            .position(|it| it.part_of == Some(whole) && it.name == slot.name);
+        let place = match known {
+            Some(at) => GroupId(at as u8),
+            None => take(running, groups)?,
+        };
+        let part_of = Some(whole);
+        groups[usize::from(place.0)] = Group {
+            part_of,
+            ..slot.clone()
+        };
+        Some(place)
+    };
+    group.slots.iter().map(place).collect()
+}
+
+/// A place that nobody has, nor had until now; it exists afterwards.
+fn take(running: &Config, groups: &mut Vec<Group>) -> Option<GroupId> {
     let nobody = |groups: &[Group], at: usize| groups.get(at).is_none_or(|group| !group.exists());
-    let is_free = |at: usize| nobody(groups, at) && nobody(&running.groups, at);
-    let last = MAX_GROUPS.checked_sub(count)?;
-    let first = (0..=last).find(|first| (*first..first + count).all(is_free))?;
-    if groups.len() < first + count {
-        groups.resize(first + count, Group::default());
+    let is_free = |at: &usize| nobody(groups, *at) && nobody(&running.groups, *at);
+    let place = (0..MAX_GROUPS).find(is_free)?;
+    if groups.len() <= place {
+        groups.resize(place + 1, Group::default());
     }
-    u8::try_from(first).ok().map(GroupId)
+    u8::try_from(place).ok().map(GroupId)
 }
 
 /// Ports that the file no longer has run until a restart, with their addresses: no other port can
@@ -294,16 +323,67 @@ mod tests {
         let again = follow(&swapped, &config(&[three, other, cut]));
         assert_eq!(
             names(&again),
-            [
-                "four", "five", "", "", "three", "five/0", "five/1", "five/2"
-            ]
+            ["four", "five", "five/0", "five/1", "three", "five/2"]
         );
-        let slots = again.groups[1].slots;
-        assert_eq!(slots.map(|it| (it.first, it.count)), Some((GroupId(5), 3)));
-        assert_eq!(again.groups[7].part_of, Some(GroupId(1)));
-        assert!(again.groups[5..].iter().all(|it| it.priority.is_some()));
+        assert_eq!(again.groups[1].slots, [2, 3, 5].map(GroupId));
+        assert_eq!(again.groups[5].part_of, Some(GroupId(1)));
+        let slots = again.groups.iter().filter(|it| it.part_of.is_some());
+        assert!(slots.clone().count() == 3 && slots.clone().all(|it| it.priority.is_some()));
         let none = follow(&again, &config(&[other]));
         assert_eq!(none.known_groups().count(), 1);
+    }
+
+    #[test]
+    fn a_slot_that_goes_stays_a_group_until_its_sessions_have_moved() {
+        let cut = |settings| config(&[("one", 1, settings), ("two", 2, "")]);
+        let first = cut("distribute = 2\npriority = 7");
+        let more = follow(&first, &cut("distribute = 3\npriority = 7"));
+        let all = ["one", "two", "one/0", "one/1", "one/2"];
+        assert_eq!(names(&more), all);
+        assert_eq!(more.groups[0].slots, [2, 3, 4].map(GroupId));
+        assert!(more.former_slots().is_empty());
+        let mut priorities: Vec<_> = more.groups[2..].iter().map(|it| it.priority).collect();
+        priorities.sort();
+        assert_eq!(priorities, [Some(254), Some(254), Some(255)]);
+        let none = follow(&more, &cut("priority = 7"));
+        assert_eq!(names(&none), all);
+        assert!(!none.groups[0].is_cut() && none.groups[0].distribute.is_none());
+        let former: Vec<GroupId> = none.former_slots().iter().collect();
+        assert_eq!(former, [2, 3, 4].map(GroupId));
+        // They come together at the primary of the group.
+        assert!(none.groups[2..].iter().all(|it| it.priority == Some(7)));
+        assert_eq!(none.declared_groups().count(), 2);
+        let again = follow(&none, &cut("distribute = 2"));
+        assert_eq!(again.groups[0].slots, [2, 3].map(GroupId));
+        assert_eq!(
+            again.former_slots().iter().collect::<Vec<_>>(),
+            [GroupId(4)]
+        );
+        let gone = follow(&again, &config(&[("two", 2, "")]));
+        assert_eq!(names(&gone), ["", "two", "", "", ""]);
+    }
+
+    #[test]
+    fn slots_wait_while_not_all_units_hold_all_sessions() {
+        let with = |distribute: u8| {
+            let mut wanted = config(&[("one", 1, &format!("distribute = {distribute}"))]);
+            let ha = wanted.ha.as_mut().unwrap();
+            let peer = ha.peers[0].clone();
+            ha.peers
+                .extend(["c", "d"].map(|name| crate::config::HaPeer {
+                    name: name.to_owned(),
+                    ..peer.clone()
+                }));
+            ha.copies = 2;
+            wanted
+        };
+        let running = with(2);
+        assert_eq!(running.copies(), 2);
+        let change = Change::new(&running, &with(3));
+        assert_eq!((change.config, change.waiting.len()), (running, 1));
+        let waiting = &change.waiting[0];
+        assert_eq!(waiting.key, "group.one.distribute");
+        assert!(waiting.what.contains("`copies`"), "{}", waiting.what);
     }
 
     #[test]

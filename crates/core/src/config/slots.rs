@@ -15,8 +15,8 @@ use super::names::did_you_mean;
 use super::network::group_of;
 use super::reader::{At, Span};
 use super::value::{FromToml, ValueProblem};
-use super::{Group, Ha, NatPool, Port, Slots, Weight};
-use crate::flow::{GroupId, MAX_GROUPS};
+use super::{Config, Group, Ha, NatPool, Port, Weight};
+use crate::flow::{GroupId, GroupSet, MAX_GROUPS};
 use crate::random::SplitMix64;
 
 /// The priority of a unit for the slots that are its own.
@@ -48,9 +48,9 @@ pub(super) fn expand(
             }
             return;
         }
-        let first = GroupId(u8::try_from(groups.len()).unwrap_or(u8::MAX));
+        let places = groups.len()..groups.len() + usize::from(count);
         let name = groups[at].name.clone();
-        groups[at].slots = Some(Slots { first, count });
+        groups[at].slots = places.map(|place| GroupId(place as u8)).collect();
         let part_of = Some(GroupId(u8::try_from(at).unwrap_or(u8::MAX)));
         groups.extend((0..count).map(|slot| Group {
             name: format!("{name}/{slot}"),
@@ -62,6 +62,9 @@ pub(super) fn expand(
 }
 
 /// Sets the priority of this unit for each slot.
+///
+/// Former slots have that of the whole group, so that they come together at its primary, which can
+/// move their sessions.
 ///
 /// The slots of a group are shared out among all units, by weight; what a unit has is shared out
 /// in the same way among the others, for when it is gone; and so on. So each slot has an order of
@@ -79,15 +82,21 @@ pub(super) fn rank(groups: &mut [Group], (node, ha): (&str, Option<&Ha>)) {
     let mut names: Vec<&str> = peers.chain([node]).collect();
     names.sort_unstable();
     names.dedup();
+    for slot in former_slots(groups).iter() {
+        let at = usize::from(slot.0);
+        let whole = groups[at].part_of.map(|whole| usize::from(whole.0));
+        groups[at].priority = whole.and_then(|whole| groups[whole].priority);
+    }
     for at in 0..groups.len() {
-        let Some(slots) = groups[at].slots else {
-            continue;
-        };
-        let (first, end) = (usize::from(slots.first.0), usize::from(slots.count));
-        let Some(all) = groups.get(first..first + end) else {
-            continue;
-        };
-        let labels: Vec<String> = all.iter().map(|slot| slot.name.clone()).collect();
+        let slots: Vec<usize> = groups[at]
+            .slots
+            .iter()
+            .map(|it| usize::from(it.0))
+            .collect();
+        let labels: Vec<String> = slots
+            .iter()
+            .map(|slot| groups[*slot].name.clone())
+            .collect();
         let group = &groups[at];
         let unit = |name: &&'_ str| Unit {
             name: (*name).to_owned(),
@@ -97,15 +106,39 @@ pub(super) fn rank(groups: &mut [Group], (node, ha): (&str, Option<&Ha>)) {
         let mut orders = vec![Vec::new(); labels.len()];
         let (all, everybody) = ((0..labels.len()).collect(), (0..units.len()).collect());
         share_out(&labels, &units, all, everybody, &mut orders);
-        for (slot, order) in groups[first..first + end].iter_mut().zip(&orders) {
+        for (slot, order) in slots.into_iter().zip(&orders) {
             let place = order.iter().position(|unit| units[*unit].name == node);
             let place = place.and_then(|place| u8::try_from(place).ok());
-            slot.priority = Some(OWN.saturating_sub(place.unwrap_or(OWN)));
+            groups[slot].priority = Some(OWN.saturating_sub(place.unwrap_or(OWN)));
         }
     }
 }
 
+/// The slots that their groups are no longer cut into.
+fn former_slots(groups: &[Group]) -> GroupSet {
+    let all = (0..).map(GroupId).zip(groups);
+    let listed: GroupSet = groups
+        .iter()
+        .flat_map(|group| group.slots.iter().copied())
+        .collect();
+    let former = all.filter(|(place, group)| group.part_of.is_some() && !listed.contains(*place));
+    former.map(|(place, _)| place).collect()
+}
+
+impl Config {
+    /// The slots that their groups are no longer cut into since a reload. They take no new
+    /// sessions, and are groups until their sessions have moved to others.
+    pub(crate) fn former_slots(&self) -> GroupSet {
+        former_slots(&self.groups)
+    }
+}
+
 impl Group {
+    /// Whether it is cut into slots.
+    pub fn is_cut(&self) -> bool {
+        !self.slots.is_empty()
+    }
+
     /// The weight of the unit of that name among those that share the slots.
     pub fn weight_of(&self, unit: &str) -> u8 {
         let given = self.weights.iter().find(|weight| weight.unit == unit);
@@ -260,16 +293,13 @@ pub(super) fn check_pools(
             continue;
         };
         let at = usize::from(group_of(ports, *first).0);
-        let Some((slots, header)) = groups
-            .get(at)
-            .and_then(|group| group.slots)
-            .zip(headers.get(at))
-        else {
+        let slots = groups.get(at).map_or(0, |group| group.slots.len());
+        let Some(header) = headers.get(at).filter(|_| slots > 0) else {
             continue;
         };
         let name = &pool.name;
-        let size = u32::from(pool.ports.1 - pool.ports.0) + 1;
-        if size < u32::from(slots.count) {
+        let size = usize::from(pool.ports.1 - pool.ports.0) + 1;
+        if size < slots {
             let what = format!("nat-pool `{name}` has fewer ports than the group has slots");
             report.error(header, what, "give the pool more ports");
         }
@@ -290,7 +320,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::{Config, parse};
+    use crate::config::parse;
 
     fn config(node: &str, others: &[&str], settings: &str) -> Config {
         read(node, others, settings).unwrap_or_else(|found| panic!("{found}"))
@@ -327,11 +357,8 @@ mod tests {
         let config = config("a", &["b"], "distribute = 4");
         let names: Vec<_> = config.groups.iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, ["all", "all/0", "all/1", "all/2", "all/3"]);
-        let slots = Slots {
-            first: GroupId(1),
-            count: 4,
-        };
-        assert_eq!(config.groups[0].slots, Some(slots));
+        let slots = [1, 2, 3, 4].map(GroupId);
+        assert_eq!(config.groups[0].slots, slots);
         assert!(
             config.groups[1..]
                 .iter()

@@ -215,7 +215,7 @@ fn group(gateway: &Gateway, id: GroupId, now: Time) -> GroupStatus {
 /// The weight of a unit in a group that is cut into slots.
 fn weight(gateway: &Gateway, group: GroupId, unit: &str) -> Option<u8> {
     let group = gateway.config().groups.get(usize::from(group.0))?;
-    group.slots.map(|_| group.weight_of(unit))
+    group.is_cut().then(|| group.weight_of(unit))
 }
 
 pub(super) fn role(role: gateway::Role) -> Role {

@@ -58,7 +58,7 @@ impl Gateway {
                 }
                 Step::Told(event) => {
                     self.greet_push(now, &event);
-                    self.handle_sync_event(event);
+                    self.handle_sync_event(now, event);
                 }
                 Step::Decided(output) => self.handle_decision(now, output),
             }
@@ -120,13 +120,14 @@ impl Gateway {
     }
 
     /// Logs an event of replication.
-    fn handle_sync_event(&mut self, event: sync::SyncEvent) {
+    fn handle_sync_event(&mut self, now: Time, event: sync::SyncEvent) {
         let name = |peer: PeerId| self.peer_name(peer).to_owned();
         match event {
             sync::SyncEvent::PeerKnown { peer, resumed } => {
                 let (link, name) = (self.sync_link(peer).map_or(0, |link| link.0), name(peer));
                 log::info!("replication started peer={name} link={link} resumed={resumed}");
                 self.tell_multicast_again(peer);
+                self.compare_cuts(now);
             }
             sync::SyncEvent::PeerConfigDiffers(peer) => self.handle_other_config(peer),
             sync::SyncEvent::PeerRefuses {

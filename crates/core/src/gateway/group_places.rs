@@ -21,6 +21,12 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<GroupId> {
         .collect()
 }
 
+/// Whether a group has other slots in `new` than in `old`.
+pub(super) fn are_cut_otherwise(old: &Config, new: &Config) -> bool {
+    let mut both = old.groups.iter().zip(&new.groups);
+    both.any(|(old, new)| old.slots != new.slots)
+}
+
 impl Gateway {
     /// Before a config is in force: this unit gives up groups that are no longer in it. Their
     /// sessions stay for those peers that have the group still, and end here.
@@ -37,6 +43,7 @@ impl Gateway {
     /// After a config is in force: election and replication know its groups.
     pub(super) fn follow_groups(&mut self, now: Time, changed: &[GroupId], ruleset: &Ruleset) {
         changed.iter().for_each(|group| self.groups.reset(*group));
+        self.add_slots(changed);
         let config = self.rules.basis().config;
         self.in_cluster(now, |cluster, store| {
             let journal = store.journal_mut();
@@ -71,6 +78,7 @@ impl Cluster {
             self.sync.reset_group(*group, journal);
         }
         self.sync.set_groups(config, ha, ruleset);
+        self.ha.set_former_slots(config.former_slots());
         self.open_streams(now, left, journal);
         for group in changed {
             let settings = config.groups.get(usize::from(group.0));

@@ -16,6 +16,7 @@ mod capture;
 mod cluster;
 mod conflict;
 mod counters;
+mod cuts;
 mod decisions;
 mod effects;
 mod event_log;
@@ -187,6 +188,8 @@ pub struct Gateway {
     multicast: multicast::Multicast,
     /// One config for all units.
     push: Push,
+    /// Slots that their groups are no longer cut into.
+    former_slots: cuts::FormerSlots,
     started: Time,
 }
 
@@ -224,6 +227,7 @@ impl Gateway {
             passing_on: PassingOn::default(),
             multicast: multicast::Multicast::new(&config),
             push: Push::default(),
+            former_slots: cuts::FormerSlots::default(),
             started: now,
             rules: Rules::new(config, ruleset),
             sessions,
@@ -343,6 +347,7 @@ impl Gateway {
         self.continue_lookups(now);
         self.cluster_timeout(now);
         self.gather_hosts(now);
+        self.follow_cuts(now);
         self.push.handle_timeout(now);
         self.look_at_fast_path(now);
         self.check_health_if_due(now);

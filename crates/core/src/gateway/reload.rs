@@ -67,6 +67,9 @@ impl Gateway {
         }
         let former = self.adopt(now, effects, rules);
         self.begin_groups(now, &changed);
+        if group_places::are_cut_otherwise(&basis.config, self.rules.config()) {
+            self.spread_hosts(now);
+        }
         log_differences(&told);
         let keys = told.applied.iter().map(|it| it.key.as_str());
         let keys: Vec<&str> = keys.take(MOST_LOGGED).collect();

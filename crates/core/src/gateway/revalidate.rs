@@ -204,6 +204,7 @@ impl Gateway {
         if !self.is_primary(group) {
             return self.revalidate_foreign(now, id);
         }
+        self.leave_former_slot(now, id);
         let finding = self.inspect(id);
         let undisputed = self.groups.undisputed(group);
         if finding.ends_session() && now < undisputed {

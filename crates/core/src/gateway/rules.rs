@@ -6,12 +6,13 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::config::{Config, Group, Ha, Policy, Port};
-use crate::flow::{Addr, GroupId, PolicyId, PortId};
+use crate::flow::{Addr, GroupId, GroupSet, PolicyId, PortId};
 use crate::nat::{self, Nat};
 use crate::policy::Ruleset;
 use crate::session::Session;
 use crate::time::Time;
 
+use super::cuts::OtherCuts;
 use super::policy_usage::{PolicyUsage, PolicyUsages};
 
 /// The rules in force, as the basis of a reload: a few reference counts.
@@ -32,6 +33,9 @@ pub(super) struct Rules {
     broadcasts: Vec<Addr>,
     /// Packets may come to any unit.
     passes_on: bool,
+    /// How peers cut groups otherwise.
+    other_cuts: OtherCuts,
+    former_slots: GroupSet,
     /// One for each policy of the ruleset.
     usages: PolicyUsages,
 }
@@ -43,6 +47,8 @@ impl Rules {
             addresses: addresses(&config, &nat::groups(&config)),
             broadcasts: broadcasts(&config),
             passes_on: config.passes_on(),
+            other_cuts: OtherCuts::default(),
+            former_slots: config.former_slots(),
             usages: PolicyUsages::new(&ruleset),
             ruleset: Arc::new(ruleset),
             config: Arc::new(config),
@@ -64,6 +70,28 @@ impl Rules {
     #[inline]
     pub(super) fn passes_on(&self) -> bool {
         self.passes_on
+    }
+
+    /// How connected peers cut groups otherwise than this unit.
+    pub(super) fn other_cuts(&self) -> OtherCuts {
+        self.other_cuts
+    }
+
+    /// See [`Config::former_slots`].
+    pub(super) fn former_slots(&self) -> GroupSet {
+        self.former_slots
+    }
+
+    pub(super) fn set_other_cuts(&mut self, cuts: OtherCuts) {
+        self.other_cuts = cuts;
+        self.follow_cuts();
+    }
+
+    /// Packets come to any unit, too, while there are slots that their groups are no longer cut
+    /// into, here or at a peer.
+    fn follow_cuts(&mut self) {
+        let change = self.other_cuts.differ || !self.former_slots.is_empty();
+        self.passes_on = change || self.config.passes_on();
     }
 
     /// The settings of a group.
@@ -105,7 +133,7 @@ impl Rules {
     pub(super) fn set_ha(&mut self, ha: Ha) -> bool {
         let config = Arc::get_mut(&mut self.config);
         let set = config.map(|config| config.ha = Some(ha)).is_some();
-        self.passes_on = self.config.passes_on();
+        self.follow_cuts();
         set
     }
 
@@ -113,8 +141,9 @@ impl Rules {
     /// and addresses follow by [`Rules::set_ruleset`] and [`Rules::set_addresses`].
     pub(super) fn set_config(&mut self, config: Arc<Config>) {
         self.broadcasts = broadcasts(&config);
-        self.passes_on = config.passes_on();
+        self.former_slots = config.former_slots();
         self.config = config;
+        self.follow_cuts();
     }
 
     /// Puts the ruleset of the config in force, with its [`Ruleset::newcomers`].

@@ -30,11 +30,29 @@ impl Rules {
     /// it is cut.
     #[inline]
     pub(super) fn slot_of(&self, group: GroupId, client: &Addr) -> GroupId {
-        let Some(slots) = self.group(group).slots else {
+        let slots = &self.group(group).slots;
+        if slots.is_empty() {
             return group;
-        };
+        }
         let hash = KeyedHash::new(&KEY).bytes(client.octets());
-        GroupId(slots.first.0 + (hash % u32::from(slots.count)) as u8)
+        let slot = slots[hash as usize % slots.len()];
+        match self.other_cuts().lacked.contains(slot) {
+            false => slot,
+            true => self.slot_of_all(group, hash),
+        }
+    }
+
+    /// The slot for a hash among those that all peers have; the group itself if there is none. A
+    /// config with more slots reaches one unit after the other.
+    #[cold]
+    fn slot_of_all(&self, group: GroupId, hash: u32) -> GroupId {
+        let slots = self.group(group).slots.iter().copied();
+        let lacked = self.other_cuts().lacked;
+        let had: Vec<GroupId> = slots.filter(|slot| !lacked.contains(*slot)).collect();
+        match had.len() {
+            0 => group,
+            count => had[hash as usize % count],
+        }
     }
 
     /// The group that was cut, for a slot; any other group itself.
@@ -45,21 +63,20 @@ impl Rules {
 
     /// Whether a group is cut into slots.
     pub(super) fn is_cut(&self, group: GroupId) -> bool {
-        self.group(group).slots.is_some()
+        self.group(group).is_cut()
     }
 
     /// The ports that a session of `group` may get of a pool.
     pub(super) fn slice(&self, pool: PoolId, group: GroupId) -> Slice {
-        let whole = self.group(self.whole(group));
-        let slot = whole.slots.map(|slots| group.0.wrapping_sub(slots.first.0));
+        let mut slots = self.group(self.whole(group)).slots.iter();
+        let slot = slots.position(|slot| *slot == group);
+        let slot = slot.and_then(|slot| u8::try_from(slot).ok());
         Slice { pool, slot }
     }
 
-    /// The slots of a group, if it is cut.
-    pub(super) fn slots(&self, group: GroupId) -> impl Iterator<Item = GroupId> + use<> {
-        let slots = self.group(group).slots;
-        let range = slots.map_or(0..0, |it| it.first.0..it.first.0 + it.count);
-        range.map(GroupId)
+    /// The slots of a group, if it is cut, in order.
+    pub(super) fn slots(&self, group: GroupId) -> impl Iterator<Item = GroupId> {
+        self.group(group).slots.iter().copied()
     }
 }
 
@@ -84,7 +101,19 @@ impl Gateway {
             true => &plan.key.dst,
             false => &packet.parsed.key.src,
         };
-        self.rules.slot_of(group, client)
+        self.slot_here(group, self.rules.slot_of(group, client))
+    }
+
+    /// The slot that a packet belongs to, where `slot` is the one of its host. A peer that cuts the
+    /// group otherwise takes this unit for its owner, and no packet is passed on twice: one of this
+    /// unit's slots takes it.
+    fn slot_here(&self, group: GroupId, slot: GroupId) -> GroupId {
+        let is_settled = !self.rules.other_cuts().differ || self.is_primary(slot);
+        if is_settled || !self.is_passed_on() {
+            return slot;
+        }
+        let mut slots = self.rules.slots(group).chain([group]);
+        slots.find(|it| self.is_primary(*it)).unwrap_or(slot)
     }
 
     /// The slot of `group` that a packet without a session belongs to, as far as its addresses and
@@ -101,7 +130,7 @@ impl Gateway {
                 true => &key.dst,
                 false => &key.src,
             };
-            return self.rules.slot_of(group, client);
+            return self.slot_here(group, self.rules.slot_of(group, client));
         }
         let may_be_answer = match packet.parsed.kind {
             PacketKind::Tcp(segment) => !segment.flags.syn() || segment.flags.ack(),

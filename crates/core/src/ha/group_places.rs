@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Ha;
 use super::election::{Group, State};
 use crate::config;
-use crate::flow::GroupId;
+use crate::flow::{GroupId, GroupSet};
 use crate::time::Time;
 
 /// How long a starting unit waits for its peers, at least.
@@ -28,6 +28,12 @@ impl Ha {
                 "the group is no longer in the config".to_owned(),
             );
         }
+    }
+
+    /// Slots that their groups are no longer cut into go to the primaries of these, as far as they
+    /// have sessions: see `gateway/cuts.rs`.
+    pub(crate) fn set_former_slots(&mut self, slots: GroupSet) {
+        self.former_slots = slots;
     }
 
     /// Gives the place `id` to a group that nothing is known of, or empties it. This unit is not

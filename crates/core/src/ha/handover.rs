@@ -298,16 +298,24 @@ impl Ha {
             let peer = &self.peers[peer.index()];
             self.maintenance.is_some() && !peer.maintenance && self.can_serve(peer.ports_up)
         };
+        let is_former = self.former_slots.contains(GroupId(group as u8));
+        let gathers = |peer: PeerId| {
+            let whole = self.groups[group].part_of.map(|it| usize::from(it.0));
+            is_former && whole.and_then(|whole| self.alive_primary(whole)) == Some(peer)
+        };
         let overrides = |peer: PeerId| {
             let peer = &self.peers[peer.index()];
             let theirs = &peer.groups[group];
             let is_wanted = theirs.asks && !peer.maintenance;
-            is_wanted && theirs.priority > priority && peer.ports_up >= ports_up
+            let is_higher = theirs.priority > priority && peer.ports_up >= ports_up;
+            is_wanted && is_higher && !is_former
         };
         if let Some(to) = self.best_successor(now, group, replaces) {
             self.start_handover(now, group, to, "this unit is in maintenance", true);
         } else if let Some(to) = self.best_successor(now, group, better_connected) {
             self.start_handover(now, group, to, "it has more ports up", false);
+        } else if let Some(to) = self.best_successor(now, group, gathers) {
+            self.start_handover(now, group, to, "it can end the former slot", false);
         } else if let Some(to) = self.best_successor(now, group, overrides) {
             self.start_handover(now, group, to, "its priority is higher", false);
         } else if let Some(to) = self.better_off(now, group) {

@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use crate::config::{self, Config};
 use crate::evidence::{Heard, Holders, Holding, SyncState};
-use crate::flow::{Addr, GroupId, LinkId, PeerId, PortId};
+use crate::flow::{Addr, GroupId, GroupSet, LinkId, PeerId, PortId};
 use crate::time::Time;
 
 use election::Group;
@@ -219,6 +219,8 @@ pub struct Ha {
     override_wait: Duration,
     /// How many peers hold each group beside its primary; 0 means all.
     copies: u8,
+    /// Slots that their groups are no longer cut into.
+    former_slots: GroupSet,
     groups: Vec<Group>,
     peers: Vec<ElectionPeer>,
     links: u8,
@@ -283,6 +285,7 @@ impl Ha {
             override_: ha.override_,
             override_wait: ha.override_wait,
             copies: config.copies(),
+            former_slots: config.former_slots(),
             groups: Vec::new(),
             peers,
             links,

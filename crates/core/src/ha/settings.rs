@@ -41,6 +41,7 @@ impl Ha {
         let is_listed = |name: &str| ha.peers.iter().any(|peer| peer.name == name);
         self.override_ == ha.override_
             && self.copies == config.copies()
+            && self.former_slots == config.former_slots()
             && self.known_peers().count() == ha.peers.len()
             && self.known_peers().all(|peer| is_listed(&peer.name))
             && self.monitor == ha.monitor

@@ -99,7 +99,8 @@ impl Pools {
             let first = pool.addresses.iter().flatten().next();
             let group = first.map(|it| config::group_of(&config.ports, pools.externals[*it].addr));
             let group = group.and_then(|it| config.groups.get(usize::from(it.0)));
-            pool.slots = group.and_then(|it| it.slots).map_or(1, |slots| slots.count);
+            let slots = group.map_or(0, |it| it.slots.len());
+            pool.slots = u8::try_from(slots.max(1)).unwrap_or(u8::MAX);
         }
         pools
     }

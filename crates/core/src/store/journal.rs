@@ -321,6 +321,31 @@ impl Journal {
         self.note_touched(session.group);
     }
 
+    /// A session moves to another group: the first half, while it is in the old one. Returns
+    /// whether it is replicated.
+    pub(super) fn leaves_group(
+        &mut self,
+        id: SessionId,
+        session: &Session,
+        book: &AddressBook,
+    ) -> bool {
+        let is_known = self.log.seq_of(id).is_some();
+        if is_known {
+            self.digest.subtract(session, book);
+            for refused in &mut self.refused {
+                refused.remove(id, session.group);
+            }
+        }
+        is_known
+    }
+
+    /// The second half, when the session is in the new one.
+    pub(super) fn joins_group(&mut self, id: SessionId, session: &Session, book: &AddressBook) {
+        self.digest.add(session, book);
+        self.log.touch(id, false);
+        self.note_touched(session.group);
+    }
+
     /// A session is being removed.
     #[inline]
     pub(super) fn removed(&mut self, id: SessionId, session: &Session, book: &AddressBook) {

@@ -270,6 +270,25 @@ impl SessionStore {
         }
     }
 
+    /// Moves a session to another group that this unit sends as well; peers that have it learn that
+    /// with its state.
+    pub fn move_to_group(&mut self, id: SessionId, group: GroupId) {
+        let Some(session) = self.table.get(id) else {
+            return;
+        };
+        let (from, to) = (usize::from(session.group.0), usize::from(group.0));
+        let is_known = self.journal.leaves_group(id, session, &self.book);
+        if let Some(session) = self.table.get_mut(id) {
+            session.group = group;
+        }
+        self.counts[from] -= 1;
+        self.counts[to] += 1;
+        if let Some(session) = self.table.get(id).filter(|_| is_known) {
+            self.journal.joins_group(id, session, &self.book);
+        }
+        self.table.reschedule(id);
+    }
+
     /// Ends a session: its resources are released, and peers are told if this unit sends its group.
     /// Returns its last state.
     pub fn end(&mut self, id: SessionId) -> Option<Session> {

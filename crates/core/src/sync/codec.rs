@@ -1,9 +1,8 @@
 //! The bytes of [`super::message`].
 
 use super::hello::write_hello;
-use super::message::{Hello, MAX_FRAME, Message, Operation, Record, Refusal};
+use super::message::{MAX_FRAME, Message, Operation, Record, Refusal};
 use super::push_frame;
-use super::settings::Settings;
 use crate::evidence::Holding;
 use crate::flow::Direction;
 use crate::flow::{Addr, FlowKey, Protocol};
@@ -16,7 +15,7 @@ use crate::time::Tick;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-type Result<T> = std::result::Result<T, Malformed>;
+pub(super) type Result<T> = std::result::Result<T, Malformed>;
 
 /// Bytes of a frame before its body.
 pub(crate) const HEADER: usize = 5;
@@ -416,7 +415,7 @@ fn write_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// The bytes left to read.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     #[inline]
@@ -427,26 +426,26 @@ impl<'a> Reader<'a> {
     }
 
     #[inline]
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
         self.0 = rest;
         Ok(*taken)
     }
 
     #[inline]
-    fn u8(&mut self) -> Result<u8> {
+    pub(super) fn u8(&mut self) -> Result<u8> {
         self.array().map(|[byte]| byte)
     }
 
-    fn u16(&mut self) -> Result<u16> {
+    pub(super) fn u16(&mut self) -> Result<u16> {
         self.array().map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32> {
+    pub(super) fn u32(&mut self) -> Result<u32> {
         self.array().map(u32::from_be_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64> {
+    pub(super) fn u64(&mut self) -> Result<u64> {
         self.array().map(u64::from_be_bytes)
     }
 
@@ -553,7 +552,7 @@ impl<'a> Reader<'a> {
         ))
     }
 
-    fn name(&mut self) -> Result<String> {
+    pub(super) fn name(&mut self) -> Result<String> {
         let length = self.u8()?;
         let bytes = self.take(usize::from(length))?;
         std::str::from_utf8(bytes)
@@ -561,41 +560,8 @@ impl<'a> Reader<'a> {
             .map_err(|_| Malformed)
     }
 
-    fn names(&mut self) -> Result<Vec<String>> {
+    pub(super) fn names(&mut self) -> Result<Vec<String>> {
         (0..self.u16()?).map(|_| self.name()).collect()
-    }
-
-    fn hello(&mut self) -> Result<Hello> {
-        let (version, epoch, group_id) = (self.u16()?, self.u64()?, self.u8()?);
-        let (has_resume, resume) = (self.u8()?, (self.u64()?, self.u64()?));
-        Ok(Hello {
-            version,
-            epoch,
-            group_id,
-            resume: (has_resume != 0).then_some(resume),
-            ruleset: self.array()?,
-            max_sessions: self.u32()?,
-            node: self.name()?,
-            ports: self.names()?,
-            groups: self.names()?,
-            policies: self.names()?,
-            // Units up to 0.1.0 end here.
-            program: self.name().ok().filter(|name| !name.is_empty()),
-            settings: self.settings().unwrap_or_default(),
-            units: self.names().unwrap_or_default(),
-            takes_configs: self.u8().is_ok_and(|features| features & 1 != 0),
-            weights: self.names().unwrap_or_default(),
-            copies: self.u8().ok(),
-        })
-    }
-
-    fn settings(&mut self) -> Result<Settings> {
-        let is_complete = self.u8()? != 0;
-        let items = (0..self.u16()?).map(|_| Ok((self.name()?, self.u32()?)));
-        Ok(Settings {
-            is_complete,
-            items: items.collect::<Result<_>>()?,
-        })
     }
 }
 
@@ -606,6 +572,8 @@ mod tests {
 
     use super::*;
     use crate::flow::{GroupId, PolicyId, PortId};
+    use crate::sync::message::Hello;
+    use crate::sync::settings::Settings;
 
     fn addr(v6: bool) -> BoxedStrategy<Addr> {
         if v6 {
@@ -732,6 +700,7 @@ mod tests {
                 takes_configs: true,
                 weights: names.iter().take(3).cloned().collect(),
                 copies: Some(c),
+                cuts: Some(names.iter().take(4).cloned().collect()),
                 settings: Settings {
                     is_complete: set.contains(2),
                     items: names.into_iter().map(|name| (name, a as u32)).collect(),

@@ -67,15 +67,22 @@ impl Replicator {
                     self.counters.installed += 1;
                     return;
                 }
-                Err(InsertError::Conflict(id)) if is_same_flow(id, &session, record, store) => {
+                Err(InsertError::Conflict(id))
+                    if is_same_flow(id, &session, record, store)
+                        && store.get(id).is_some_and(|ours| ours.group == group) =>
+                {
                     self.update(id, session, authority, store);
                     return;
                 }
                 Err(InsertError::Conflict(other)) => {
-                    if !self.may_displace(at, group, other, authority, store) {
+                    if !self.may_displace(at, &session, other, authority, store) {
                         return self.refuse(at, record, Refusal::Conflict);
                     }
-                    self.counters.conflicts_lost += 1;
+                    // The primary of two groups has moved it from one to the other.
+                    match is_same_flow(other, &session, record, store) {
+                        true => self.counters.updated += 1,
+                        false => self.counters.conflicts_lost += 1,
+                    }
                     store.end(other);
                 }
                 Err(InsertError::Full) if self.make_room(group, context) => {}
@@ -159,19 +166,22 @@ impl Replicator {
         store.edit_from_peer(id, |session| copy_state(session, theirs));
     }
 
-    /// Whether a peer's session of `group` may replace `other`: if the peer has authority over the
-    /// groups of both, or over that of the new one while nobody else has it over that of the old.
+    /// Whether a peer's session may replace `other`: if the peer has authority over the groups of
+    /// both, or over that of the new one while nobody else has it over that of the old, which is
+    /// also so for a former slot: its sessions move to other groups, by and by.
     ///
-    /// Two units may each have opened a session for the same packets, in slots of one group: an
-    /// answer had overtaken the session that it is for. Then all units keep that of the lower slot.
+    /// Two units may each have opened a session for the same packets, in parts of one group: an
+    /// answer had overtaken the session that it is for. Then all units keep that of the lower slot;
+    /// the group itself comes first.
     fn may_displace(
         &self,
         at: usize,
-        group: GroupId,
+        session: &Session,
         other: SessionId,
         authority: Authority,
         store: &SessionStore,
     ) -> bool {
+        let group = session.group;
         let Some(other) = store.get(other) else {
             return true;
         };
@@ -181,17 +191,23 @@ impl Replicator {
                 .peers
                 .iter()
                 .any(|peer| peer.receiver.claims[index].is_some());
-        let comes_first = || group < other.group && self.are_slots_of_one(group, other.group);
+        let comes_first = || self.is_lower_part(group, other.group);
+        let owned = owned && !self.former_slots.contains(other.group);
         let of_other = self.authority(at, other.group);
         authority.may_end(other) && (of_other.may_end(other) || !owned || comes_first())
     }
 
-    fn are_slots_of_one(&self, one: GroupId, other: GroupId) -> bool {
-        let whole = |group: GroupId| {
+    /// Whether both are parts of one group, and the first is the lower one: by name, which is the
+    /// same on all units. Places are not.
+    fn is_lower_part(&self, one: GroupId, other: GroupId) -> bool {
+        let part = |group: GroupId| {
             let name = self.identity.groups.get(usize::from(group.0))?;
-            name.split_once('/').map(|(whole, _)| whole)
+            let slot = name.split_once('/');
+            let slot = slot.map(|(whole, slot)| (whole, slot.parse::<u8>().ok()));
+            Some(slot.unwrap_or((name, None)))
         };
-        whole(one).is_some() && whole(one) == whole(other)
+        let parts = part(one).zip(part(other));
+        parts.is_some_and(|(one, other)| one.0 == other.0 && one.1 < other.1)
     }
 }
 
@@ -234,13 +250,12 @@ fn build(record: &Record, context: &mut Context<'_>) -> Option<Session> {
     Some(session)
 }
 
-/// Whether a session here is the peer's in all that can't change.
+/// Whether a session here is the peer's in all that can't change but by a move to another group.
 fn is_same_flow(id: SessionId, theirs: &Session, record: &Record, store: &SessionStore) -> bool {
     store.get(id).is_some_and(|ours| {
         let tracks_tcp = |session: &Session| matches!(session.tracker, Tracker::Tcp(_));
         ours.key(Direction::Original, store.book()) == record.key
             && ours.translated(Direction::Original, store.book()) == record.outgoing
-            && ours.group == theirs.group
             && tracks_tcp(ours) == tracks_tcp(theirs)
     })
 }

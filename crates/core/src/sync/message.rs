@@ -180,9 +180,9 @@ impl Refusal {
 /// u64 | ruleset: 16 bytes | max-sessions: u32 | name | ports | groups | policies | program`; a
 /// name is `length: u8 | UTF-8`, a list `count: u16 | names`. After the program, which may be
 /// empty: `complete: u8 (0, 1) | count: u16 | count × (name | hash: u32)`, the settings; then
-/// `units`, a list, `features: u8` (1: it takes configs), `weights`, a list, and `copies: u8`.
-/// Units up to 0.1.0 do not send the program and the fields after it, older ones not the last of
-/// them.
+/// `units`, a list, `features: u8` (1: it takes configs), `weights`, a list, `copies: u8`, and
+/// `cuts`, a list. Units up to 0.1.0 do not send the program and the fields after it, older ones
+/// not the last of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// [`VERSION`]; a unit refuses others.
@@ -221,6 +221,9 @@ pub struct Hello {
     /// How many peers are to hold each group, by the sender's config; 0 means all. None if the
     /// sender does not know [`Message::Relieve`].
     pub copies: Option<u8>,
+    /// The groups that are cut into slots, as `GROUP/COUNT`. Units that differ in them see other
+    /// owners of hosts. None if the sender does not report them.
+    pub cuts: Option<Vec<String>>,
 }
 
 /// `type: u8 | length: u8 | body`; other types are skipped.

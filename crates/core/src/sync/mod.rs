@@ -43,7 +43,7 @@ use siphasher::sip128::SipHasher24;
 
 use crate::config::{self, Config, Ha};
 use crate::evidence::{Holders, Holding, SyncState};
-use crate::flow::{GroupId, PeerId, PortId};
+use crate::flow::{GroupId, GroupSet, PeerId, PortId};
 use crate::policy::Ruleset;
 use crate::push::message as push;
 use crate::store::{Journal, SessionStore};
@@ -171,6 +171,8 @@ pub struct Replicator {
     /// By group of which this unit is primary: who is to hold it.
     holders: Vec<Holders>,
     dropping: Option<Dropping>,
+    /// Slots that their groups are no longer cut into.
+    former_slots: GroupSet,
     fanned: Fanned,
     events: VecDeque<SyncEvent>,
     untold: Untold,
@@ -198,6 +200,7 @@ impl Replicator {
             followed: vec![None; groups],
             holders: vec![Holders::All; groups],
             dropping: None,
+            former_slots: config.former_slots(),
             fanned: Fanned::default(),
             events: VecDeque::new(),
             untold: Untold::new(ha.peers.len(), groups),
@@ -224,6 +227,7 @@ impl Replicator {
             units: units(config, ha),
             weights: weights(config),
             copies: Some(config.copies()),
+            cuts: Some(cuts(config)),
             ..identity.clone()
         };
         let is_same = *identity == told;
@@ -272,6 +276,7 @@ impl Replicator {
     /// Tells the peers of the groups of a changed configuration in the next Hello.
     pub(crate) fn set_groups(&mut self, config: &Config, ha: &Ha, ruleset: &Ruleset) {
         self.identity.groups = group_names(config);
+        self.former_slots = config.former_slots();
         self.set_units(config, ha);
         self.set_policies(ruleset);
     }
@@ -494,6 +499,14 @@ fn weights(config: &Config) -> Vec<String> {
     weights
 }
 
+/// The groups that are cut into slots, and into how many.
+fn cuts(config: &Config) -> Vec<String> {
+    let groups = config.declared_groups().map(|(_, group)| group);
+    let cut = groups.filter(|group| group.is_cut());
+    let told = cut.map(|group| format!("{}/{}", group.name, group.slots.len()));
+    told.collect()
+}
+
 /// The names of the groups, by place; empty where nobody has it.
 fn group_names(config: &Config) -> Vec<String> {
     let groups = config.groups.iter();
@@ -518,6 +531,7 @@ fn identity(config: &Config, ha: &Ha, epoch: u64, ruleset: &Ruleset) -> message:
         takes_configs: true,
         weights: weights(config),
         copies: Some(config.copies()),
+        cuts: Some(cuts(config)),
     }
 }
 

@@ -67,6 +67,8 @@ pub(super) struct Remote {
     pub(super) knows_copies: bool,
     /// By own group: the peer has it too.
     pub(super) has: Vec<bool>,
+    /// It cuts groups into other numbers of slots.
+    pub(super) other_cuts: bool,
 }
 
 /// A connected peer's report on itself.

@@ -191,7 +191,8 @@ impl Replicator {
             ruleset: hello.ruleset,
             conflicts: self.conflicts(hello, &lacking),
             differing: {
-                let mut names = lacking.told();
+                let cuts = self.identity.cuts.as_deref().unwrap_or_default();
+                let mut names = lacking.told(cuts, hello.cuts.as_deref());
                 names.extend(units_of_one(&self.identity.units, &hello.units));
                 names.extend(only_one_has(&self.identity.weights, &hello.weights));
                 if hello
@@ -209,6 +210,7 @@ impl Replicator {
             program: hello.program.clone(),
             takes_configs: hello.takes_configs,
             knows_copies: hello.copies.is_some(),
+            other_cuts: hello.cuts.is_some() && hello.cuts != self.identity.cuts,
             has: (self.identity.groups.iter())
                 .map(|group| !group.is_empty() && hello.groups.contains(group))
                 .collect(),

@@ -166,8 +166,9 @@ impl<'a> Lacking<'a> {
         self.ours.is_empty() && self.theirs.is_empty()
     }
 
-    /// As they are named among what differs.
-    pub(super) fn told(&self) -> Vec<String> {
+    /// As they are named among what differs. `cuts` are those of this unit, and `theirs` of the
+    /// peer, if it tells them: slots that only one has may be former ones.
+    pub(super) fn told(&self, cuts: &[String], theirs: Option<&[String]>) -> Vec<String> {
         let whole = |name: &&&str| !name.contains('/');
         let said = |names: &BTreeSet<&str>, who: &str| -> Vec<String> {
             let whole = names.iter().filter(whole).take(MOST_NAMES);
@@ -177,8 +178,15 @@ impl<'a> Lacking<'a> {
         };
         let mut told = said(&self.ours, "the peer");
         told.extend(said(&self.theirs, "this unit"));
-        let slots = self.ours.union(&self.theirs);
-        let of = slots.filter_map(|name| Some(name.split_once('/')?.0));
+        let slots = match theirs {
+            Some(theirs) => only_one_has(cuts, theirs),
+            None => (self.ours.union(&self.theirs))
+                .map(ToString::to_string)
+                .collect(),
+        };
+        let of = slots
+            .iter()
+            .filter_map(|name| Some(name.split_once('/')?.0));
         let cut: BTreeSet<&str> = of.filter(|of| !self.has(of)).collect();
         told.extend(cut.iter().map(|name| format!("slots of group {name}")));
         told
@@ -310,7 +318,10 @@ mod tests {
             "group three (this unit lacks it)",
             "slots of group cut",
         ];
-        assert_eq!(lacking.told(), told);
+        assert_eq!(lacking.told(&[], None), told);
+        let cuts = |count: u8| vec![format!("cut/{count}")];
+        assert_eq!(lacking.told(&cuts(2), Some(&cuts(1))), told);
+        assert_eq!(lacking.told(&cuts(2), Some(&cuts(2))), told[..2]);
         for item in ["group two", "port lan (group three)", "group cut/1"] {
             assert!(lacking.covers(item), "{item}");
         }

@@ -133,6 +133,15 @@ impl Replicator {
         remote.has.get(usize::from(group.0)).copied()
     }
 
+    /// Whether a peer has said that it cuts groups into other numbers of slots than this unit.
+    pub(crate) fn has_other_cuts(&self, peer: PeerId) -> bool {
+        let remote = self
+            .peers
+            .get(peer.index())
+            .and_then(|peer| peer.remote.as_ref());
+        remote.is_some_and(|remote| remote.other_cuts)
+    }
+
     /// The last change of this unit that a peer has acknowledged; none if it is not connected.
     pub fn acknowledged(&self, peer: PeerId) -> Option<Seq> {
         let peer = self.peers.get(peer.index());
