@@ -321,7 +321,7 @@ fn peer(
         maintenance: alive.map(|view| view.maintenance),
         config: Some(PeerConfig {
             checksum: about.map(|about| checksum(about.ruleset)),
-            equal: about.map(|about| about.rules_equal),
+            equal: about.map(|about| about.is_equal()),
             differs: about.map(|about| about.differing.to_vec()),
         }),
         groups: Some(groups),

@@ -121,10 +121,9 @@ impl Gateway {
 
     fn look_at_former_slots(&mut self, now: Time, former: GroupSet) {
         let is_empty = |slot: &GroupId| self.sessions.count(*slot) == 0;
-        if former
-            .iter()
-            .any(|slot| !is_empty(&slot) && self.is_primary(slot))
-        {
+        let may_move = |slot: &GroupId| self.is_primary(*slot) && self.own_part(*slot).is_some();
+        let mut full = former.iter().filter(|slot| !is_empty(slot));
+        if full.any(|slot| may_move(&slot)) {
             self.revalidation.restart(Scope::default());
         }
         let empty: GroupSet = former.iter().filter(is_empty).collect();
@@ -180,17 +179,22 @@ impl Gateway {
         if !self.rules.former_slots().contains(from) || !self.is_primary(from) || !may {
             return;
         }
-        let whole = self.rules.whole(from);
         let client = session.key(Direction::Original, self.sessions.book()).src;
-        let home = self.rules.slot_of(whole, &client);
-        let others = self.rules.slots(whole).chain([whole]);
-        let to = [home]
-            .into_iter()
-            .chain(others)
-            .find(|place| self.is_primary(*place));
+        let home = self.rules.slot_of(self.rules.whole(from), &client);
+        let home = Some(home).filter(|home| self.is_primary(*home));
+        let to = home.or_else(|| self.own_part(from));
         if let Some(to) = to {
             self.leave_fast_path(now, id);
             self.sessions.move_to_group(id, to);
         }
+    }
+    /// A part of the group of a slot that this unit is primary of, and that stays; if there is one,
+    /// one that all peers have.
+    pub(super) fn own_part(&self, slot: GroupId) -> Option<GroupId> {
+        let whole = self.rules.whole(slot);
+        let parts = self.rules.slots(whole).chain([whole]);
+        let own = parts.filter(|part| self.is_primary(*part));
+        let lacked = self.rules.other_cuts().lacked;
+        own.min_by_key(|part| lacked.contains(*part))
     }
 }

@@ -277,7 +277,7 @@ impl Gateway {
                 found.push((Trouble::PeerPortsDown(id), Severity::Warning));
             }
             let about = cluster.sync.about(id);
-            if about.is_some_and(|it| !it.rules_equal || !it.differing.is_empty()) {
+            if about.is_some_and(|it| !it.is_equal()) {
                 found.push((Trouble::ConfigDiffers(id), Severity::Warning));
             }
             for (link, state) in peer.links.iter().enumerate() {

@@ -101,19 +101,18 @@ impl Gateway {
             true => &plan.key.dst,
             false => &packet.parsed.key.src,
         };
-        self.slot_here(group, self.rules.slot_of(group, client))
+        self.slot_here(self.rules.slot_of(group, client))
     }
 
     /// The slot that a packet belongs to, where `slot` is the one of its host. A peer that cuts the
     /// group otherwise takes this unit for its owner, and no packet is passed on twice: one of this
     /// unit's slots takes it.
-    fn slot_here(&self, group: GroupId, slot: GroupId) -> GroupId {
+    fn slot_here(&self, slot: GroupId) -> GroupId {
         let is_settled = !self.rules.other_cuts().differ || self.is_primary(slot);
         if is_settled || !self.is_passed_on() {
             return slot;
         }
-        let mut slots = self.rules.slots(group).chain([group]);
-        slots.find(|it| self.is_primary(*it)).unwrap_or(slot)
+        self.own_part(slot).unwrap_or(slot)
     }
 
     /// The slot of `group` that a packet without a session belongs to, as far as its addresses and
@@ -130,7 +129,7 @@ impl Gateway {
                 true => &key.dst,
                 false => &key.src,
             };
-            return self.slot_here(group, self.rules.slot_of(group, client));
+            return self.slot_here(self.rules.slot_of(group, client));
         }
         let may_be_answer = match packet.parsed.kind {
             PacketKind::Tcp(segment) => !segment.flags.syn() || segment.flags.ack(),

@@ -1442,6 +1442,7 @@ proptest! {
 fn the_primary_of_a_group_that_is_cut_holds_its_slots() {
     let mut config = config("a", &["b", "c", "d"], 2);
     config.groups[1].part_of = Some(G);
+    config.groups[0].slots = vec![GroupId(1)];
     config.ha.as_mut().unwrap().copies = 1;
     let slot = GroupId(1);
     let mut bench = Bench::with(&config);
@@ -1470,4 +1471,64 @@ fn the_primary_of_a_group_that_is_cut_holds_its_slots() {
     let units = [None, Some(B), Some(C), Some(PeerId(2))];
     let held = units.map(|unit| bench.ha.is_holder(bench.now, slot, unit));
     assert_eq!(held, [true, true, false, false]);
+}
+
+/// A slot that its group is no longer cut into goes to who is primary of the group, and stays there
+/// whoever has a higher priority. One that its group is cut into goes by priority.
+#[test]
+fn a_former_slot_goes_to_the_primary_of_its_group() {
+    let slot = GroupId(1);
+    // Whether it is a former slot, and the unit that is primary of the whole; who gets the slot.
+    for (is_former, whole, wanted) in [
+        (true, Some(B), Some(B)),
+        (true, None, None),
+        (false, Some(B), Some(C)),
+    ] {
+        let mut config = config("a", &["b", "c"], 2);
+        config.groups[1].part_of = Some(G);
+        if !is_former {
+            config.groups[0].slots = vec![slot];
+        }
+        let mut bench = Bench::with(&config);
+        for peer in [B, C] {
+            bench.ha.handle_sync(bench.now, peer, READY);
+        }
+        let mut voices = [b(), c()];
+        for round in 0..200 {
+            bench.now = bench.now + INTERVAL;
+            bench.ha.handle_wake(bench.now);
+            for voice in &mut voices {
+                voice.sequence += 1;
+                let primary = whole == Some(voice.id);
+                let term = u64::from(primary);
+                let of_whole = GroupState {
+                    primary,
+                    term,
+                    ready: true,
+                    ..voice.group
+                };
+                let asks = round > 150 && voice.id == C;
+                let of_slot = GroupState {
+                    asks,
+                    priority: 200,
+                    ready: true,
+                    ..voice.group
+                };
+                let bytes = voice.bytes_about(&[("g0", &of_whole), ("g1", &of_slot)]);
+                let heard = bench.ha.handle_heartbeat(bench.now, voice.id, L, &bytes);
+                heard.unwrap();
+            }
+            bench.tick();
+            if round == 50 {
+                for peer in [B, C] {
+                    bench.ha.handle_sync(bench.now, peer, READY);
+                }
+            }
+        }
+        let to = bench.outputs.iter().find_map(|output| match output {
+            Output::Handover { group, to, .. } if *group == slot => Some(*to),
+            _ => None,
+        });
+        assert_eq!(to, wanted, "former {is_former}, whole {whole:?}");
+    }
 }

@@ -69,7 +69,7 @@ pub(super) fn peers(view: &View<'_>, page: &mut Page<'_>) {
     });
     each_known(&catalog::PEER_CONFIG_EQUAL, &|peer| {
         let about = gateway.cluster()?.sync().about(peer)?;
-        Some(about.rules_equal)
+        Some(about.is_equal())
     });
 }
 

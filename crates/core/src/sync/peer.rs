@@ -84,6 +84,13 @@ pub struct About<'a> {
     pub program: Option<&'a str>,
 }
 
+impl About<'_> {
+    /// Whether nothing differs that must be the same on all units.
+    pub fn is_equal(&self) -> bool {
+        self.rules_equal && self.differing.is_empty()
+    }
+}
+
 /// The state of sending to a peer. Lists are by own [`GroupId`].
 #[derive(Debug)]
 pub(super) struct Sender {
