@@ -256,6 +256,10 @@ fn a_group_is_cut_otherwise_and_no_connection_ends() {
             all.count() == slots && (0..3).all(|unit| has_its_slots(&cluster, unit))
         });
         clients.iter_mut().for_each(Conversation::go_on);
+        wait_until("hosts are told their new places", || {
+            let places: BTreeSet<String> = hosts.iter().map(gateway_of).collect();
+            (places.len() > 1) == (slots > 0)
+        });
     }
     clients.into_iter().for_each(Conversation::finish);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use tandemgw_core::event::DropReason;
 use tandemgw_core::gateway::Role;
 
 use crate::compound::{ms, open_flows};
@@ -40,10 +41,19 @@ impl World {
             self.cut_into((first + step) % UNITS, slots);
             let wait = ms(300) + self.random.up_to(ms(1500));
             self.run(wait);
+            let before = self.flows.len();
             open_flows(self, 8);
             self.run(ms(1000));
+            let unserved = self.flows[before..].iter().find(|flow| flow.exchanges == 0);
+            assert!(unserved.is_none(), "not served: {}", unserved.unwrap());
             self.check_all_held();
         }
+    }
+
+    fn dropped_for_want_of_a_primary(&self) -> u64 {
+        let gateways = self.units.iter().filter_map(|unit| unit.gateway.as_ref());
+        let reason = DropReason::NotPrimary as usize;
+        gateways.map(|it| it.counters().dropped[reason]).sum()
     }
 
     /// Each unit has all sessions, whatever it and the others have read.
@@ -135,6 +145,35 @@ fn a_group_is_cut_otherwise_and_no_session_ends() {
             world.check_flows(&open, &moves);
             world.check_equal_tables();
         }
+    });
+}
+
+/// The only unit that is left reads of more slots: until it is primary of these, hosts use the
+/// others.
+#[test]
+fn new_slots_take_no_session_before_they_have_a_primary() {
+    crate::try_seeds(SEEDS, |seed| {
+        let mut world = started(seed, shape());
+        open_flows(&mut world, 12);
+        (1..UNITS).for_each(|unit| world.die(unit, Death::PowerLoss));
+        world.run(ms(3000));
+        let dropped = world.dropped_for_want_of_a_primary();
+        world.cut_into(0, 16);
+        open_flows(&mut world, 30);
+        world.run(ms(1000));
+        assert_eq!(
+            world.dropped_for_want_of_a_primary(),
+            dropped,
+            "seed {seed}"
+        );
+        world.check_whole(seed);
+        (1..UNITS).for_each(|unit| {
+            world.units[unit].rules.cut_into = Some(16);
+            world.start(unit);
+        });
+        world.run(ms(6000));
+        world.check_cut(16);
+        world.check_equal_tables();
     });
 }
 
