@@ -185,7 +185,7 @@ impl Gateway {
         let to = home.or_else(|| self.own_part(from));
         if let Some(to) = to {
             self.leave_fast_path(now, id);
-            self.sessions.move_to_group(id, to);
+            self.sessions.move_to_group(id, to, now.tick());
         }
     }
     /// A part of the group of a slot that this unit is primary of, and that stays; if there is one,

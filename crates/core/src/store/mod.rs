@@ -271,15 +271,21 @@ impl SessionStore {
     }
 
     /// Moves a session to another group that this unit sends as well; peers that have it learn that
-    /// with its state.
-    pub fn move_to_group(&mut self, id: SessionId, group: GroupId) {
+    /// with its state. It keeps a lease of its former group.
+    pub fn move_to_group(&mut self, id: SessionId, group: GroupId, now: Tick) {
         let Some(session) = self.table.get(id) else {
             return;
         };
         let (from, to) = (usize::from(session.group.0), usize::from(group.0));
         let is_known = self.journal.leaves_group(id, session, &self.book);
+        // Another unit may have seen its last packet, and the lease ends with the group.
+        let is_leased = self.table.is_stale(session);
         if let Some(session) = self.table.get_mut(id) {
             session.group = group;
+            if is_leased {
+                session.last_seen = now;
+                session.flags.set(SessionFlags::REMOTE);
+            }
         }
         self.counts[from] -= 1;
         self.counts[to] += 1;

@@ -693,6 +693,50 @@ fn of_two_slots_with_the_same_packets_the_lower_keeps_its_session() {
     }
 }
 
+/// The primary of two slots moves a session from one to the other, and its copy moves, too. If it
+/// lived by the lease of its slot, it does not end earlier.
+#[test]
+fn a_session_moves_to_another_slot_with_its_copy() {
+    let cut = "[[group]]\nname = \"all\"\nports = [\"lan\", \"wan\"]\ndistribute = 2\n";
+    let mut world = World::with(2, 1, cut);
+    let slots = [GroupId(1), GroupId(2)];
+    for slot in slots {
+        world.units[0].set_sending(slot, Some(1));
+    }
+    world.calm(3);
+    for (n, protocol) in [(1, Protocol::TCP), (2, Protocol::UDP)] {
+        let nat = (NAT.0, 6000 + u16::from(n));
+        let (key, now) = (key(protocol, n, n.into()), world.now);
+        let id = world.units[0].open_in(slots[0], key, nat, now).unwrap();
+        world.calm(3);
+        let now = world.now.tick();
+        let store = &mut world.units[0].store;
+        if protocol == Protocol::UDP {
+            store.renew(slots[0], now);
+        }
+        let before = store.get(id).unwrap().last_seen;
+        store.move_to_group(id, slots[1], now);
+        let moved = store.get(id).unwrap();
+        let is_leased = protocol == Protocol::UDP;
+        assert_eq!(moved.last_seen, if is_leased { now } else { before });
+        assert_eq!(moved.flags.contains(SessionFlags::REMOTE), is_leased);
+        world.calm(3);
+        assert_eq!(world.units[0].view(), world.units[1].view());
+        for unit in &world.units {
+            unit.check();
+            let counts = slots.map(|slot| unit.store.count(slot));
+            assert_eq!(counts, [0, u32::from(n)]);
+            assert_eq!(unit.sync.counters.conflicts_lost, 0);
+        }
+        let sync = &world.units[0].sync;
+        assert!(
+            slots
+                .iter()
+                .all(|slot| sync.digest_equal(peer(0, 1), *slot))
+        );
+    }
+}
+
 /// Both are primary: states only go forward, and where sessions exclude each other, each unit keeps
 /// its own until one of the units steps down, whatever their terms.
 #[test]
