@@ -45,8 +45,10 @@ pub(super) struct FormerSlots {
 }
 
 impl Gateway {
-    /// Slots that a reload has added wait until the peers have them as well.
+    /// Slots that a reload has added wait until the peers have them as well. What was seen of
+    /// former slots was of others.
     pub(super) fn add_slots(&mut self, changed: &[GroupId]) {
+        self.former_slots = FormerSlots::default();
         let mut cuts = self.rules.other_cuts();
         let slots = self.groups().flat_map(|whole| self.rules.slots(whole));
         let added = slots.filter(|slot| changed.contains(slot));

@@ -84,7 +84,10 @@ impl Ha {
         let state = &self.groups[group];
         let is_standby = state.state != State::Primary;
         let is_fit = self.overrides(group) && is_standby && state.ready && self.may_promote();
-        let is_fit = is_fit && self.maintenance.is_none() && self.monitored_ports_carry(now);
+        // These come together by themselves, and need not be asked for.
+        let is_former = self.former_slots.contains(GroupId(group as u8));
+        let is_fit =
+            is_fit && !is_former && self.maintenance.is_none() && self.monitored_ports_carry(now);
         let since = state.fit_since.unwrap_or(now);
         self.groups[group].fit_since = is_fit.then_some(since);
     }

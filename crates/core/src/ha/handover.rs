@@ -300,6 +300,11 @@ impl Ha {
         };
         let is_former = self.former_slots.contains(GroupId(group as u8));
         let gathers = |peer: PeerId| {
+            let unit = &self.peers[peer.index()];
+            // Otherwise this unit would get it back.
+            if unit.maintenance || unit.ports_up < ports_up {
+                return false;
+            }
             let whole = self.groups[group].part_of.map(|it| usize::from(it.0));
             is_former && whole.and_then(|whole| self.alive_primary(whole)) == Some(peer)
         };

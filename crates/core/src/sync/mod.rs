@@ -504,7 +504,10 @@ fn cuts(config: &Config) -> Vec<String> {
     let groups = config.declared_groups().map(|(_, group)| group);
     let cut = groups.filter(|group| group.is_cut());
     let told = cut.map(|group| format!("{}/{}", group.name, group.slots.len()));
-    told.collect()
+    // Places, and the order in the file, may differ from unit to unit.
+    let mut told: Vec<String> = told.collect();
+    told.sort();
+    told
 }
 
 /// The names of the groups, by place; empty where nobody has it.
