@@ -22,4 +22,5 @@ mod reload;
 mod routes;
 mod session_log;
 mod sessions;
+mod slots;
 mod takeover;

@@ -112,21 +112,37 @@ impl Pair {
     /// Moves heartbeats, streams and frames between the units, until nothing more comes or it is
     /// enough.
     pub fn exchange(&mut self) {
-        for _ in 0..8 {
-            self.carry_out();
-            if !self.connected {
-                return;
-            }
-            let mut moved = false;
-            for unit in 0..2 {
-                let mut bytes = Vec::new();
-                self.units[unit].poll_sync(self.now, PEER, &mut bytes);
-                moved |= !bytes.is_empty();
-                self.streams[1 - unit].append(&mut bytes);
-                self.receive(1 - unit);
-            }
-            if !moved {
-                return;
+        let mut rounds = 0..8;
+        while rounds.next().is_some() && self.exchange_once() {}
+    }
+
+    /// The same once each way. Returns whether more may come.
+    pub fn exchange_once(&mut self) -> bool {
+        self.carry_out();
+        if !self.connected {
+            return false;
+        }
+        let mut moved = false;
+        for unit in 0..2 {
+            let mut bytes = Vec::new();
+            self.units[unit].poll_sync(self.now, PEER, &mut bytes);
+            moved |= !bytes.is_empty();
+            self.streams[1 - unit].append(&mut bytes);
+            self.receive(1 - unit);
+        }
+        moved
+    }
+
+    /// A unit reads the usual config with other additions, and its stream begins again.
+    pub fn reload(&mut self, unit: usize, more: &str) {
+        let config = configs(more, CONFIG)[unit].clone();
+        self.units[unit]
+            .reload(self.now, &config)
+            .expect("it can be applied");
+        self.streams.iter_mut().for_each(Vec::clear);
+        for up in [false, self.connected] {
+            for unit in &mut self.units {
+                unit.handle_sync_link(self.now, PEER, LINK, up);
             }
         }
     }

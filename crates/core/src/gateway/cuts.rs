@@ -21,6 +21,8 @@ use crate::time::Time;
 use super::Gateway;
 use super::revalidate::Scope;
 
+/// Changes that a peer may not have confirmed yet when sessions are moved: some ms of its time.
+const MOST_AHEAD: u64 = 4096;
 /// How often former slots are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -86,6 +88,20 @@ impl Gateway {
         self.set_other_cuts(now, cuts);
     }
 
+    /// Whether a peer has yet to read many changes, as far as this unit knows.
+    fn peers_lag(&self) -> bool {
+        let Some(cluster) = self.cluster() else {
+            return false;
+        };
+        let last = self.sessions.journal().log().last();
+        let lags = |peer| {
+            let read = cluster.sync.acknowledged(peer);
+            read.is_none_or(|read| last - read > MOST_AHEAD)
+        };
+        let mut alive = self.peers().filter(|peer| cluster.ha.is_alive(*peer));
+        alive.any(lags)
+    }
+
     fn set_other_cuts(&mut self, now: Time, cuts: OtherCuts) {
         if cuts == self.rules.other_cuts() {
             return;
@@ -143,15 +159,23 @@ impl Gateway {
 
     /// Whether nobody needs a former slot that has no sessions here. As long as a peer has other
     /// slots, it may open sessions in this one. Then the peers must know where its sessions are,
-    /// which they do at the change `since`, and this unit must know that its primary has none: a
-    /// peer would take the slot over otherwise, with all of them.
+    /// which they do at the change `since`, and this unit must know that its primary has none, or
+    /// as primary, that no peer has any: a peer would take the slot over otherwise, with all of
+    /// them.
     fn is_done_with(&self, slot: GroupId, since: Seq) -> bool {
         let Some(cluster) = self.cluster() else {
             return true;
         };
         let knows = |peer| cluster.sync.acknowledged(peer) >= Some(since);
         let mut alive = self.peers().filter(|peer| cluster.ha.is_alive(*peer));
-        let has_none = self.is_primary(slot) || cluster.sync.is_ready(slot);
+        let has_copies = |peer| {
+            let has = cluster.sync.has_group(peer, slot) == Some(true);
+            has && !cluster.sync.digest_equal(peer, slot)
+        };
+        let has_none = match self.is_primary(slot) {
+            true => !self.peers().any(has_copies),
+            false => cluster.sync.is_ready(slot),
+        };
         has_none && !self.rules.other_cuts().differ && alive.all(knows)
     }
 
@@ -165,7 +189,6 @@ impl Gateway {
         self.leave_groups(now, done);
         self.rules.set_config(Arc::new(config));
         self.follow_groups(now, done, &basis.ruleset);
-        self.spread_hosts(now);
         self.settle_cluster(now);
     }
 
@@ -175,21 +198,35 @@ impl Gateway {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
-        // One whose first packet waits for copies moves later.
-        let may = !session.flags.contains(SessionFlags::WAITING);
         let from = session.group;
-        if !self.rules.former_slots().contains(from) || !self.is_primary(from) || !may {
+        if !self.rules.former_slots().contains(from) || !self.is_primary(from) {
+            return;
+        }
+        // One whose first packet waits for copies moves later, as do those that peers have no time
+        // for.
+        if session.flags.contains(SessionFlags::WAITING) || self.peers_lag() {
             return;
         }
         let client = session.key(Direction::Original, self.sessions.book()).src;
         let home = self.rules.slot_of(self.rules.whole(from), &client);
         let home = Some(home).filter(|home| self.is_primary(*home));
         let to = home.or_else(|| self.own_part(from));
+        // While another unit may still be primary of either, it may move it elsewhere.
+        let is_undisputed = |group| now >= self.groups.undisputed(group);
+        let to = to.filter(|to| is_undisputed(from) && is_undisputed(*to));
         if let Some(to) = to {
             self.leave_fast_path(now, id);
             self.sessions.move_to_group(id, to, now.tick());
         }
     }
+
+    /// A former slot of the group of a slot that this unit is primary of.
+    pub(super) fn own_former_slot(&self, slot: GroupId) -> Option<GroupId> {
+        let whole = self.rules.whole(slot);
+        let mut former = self.rules.former_slots().iter();
+        former.find(|it| self.rules.whole(*it) == whole && self.is_primary(*it))
+    }
+
     /// A part of the group of a slot that this unit is primary of, and that stays; if there is one,
     /// one that all peers have.
     pub(super) fn own_part(&self, slot: GroupId) -> Option<GroupId> {

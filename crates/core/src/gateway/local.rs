@@ -40,11 +40,18 @@ impl Gateway {
 
     /// Whether the sender learns that nothing listens at this address. Not for a SYN: the host
     /// behind it may be about to open the connection from its side, and a reset would end both
-    /// attempts (RFC 5382, REQ-4).
+    /// attempts (RFC 5382, REQ-4). Nor for what may answer a session that another unit has opened
+    /// in a slot: it may have overtaken the session.
     pub(super) fn tells_of_no_listener(&self, packet: &Packet<'_>) -> bool {
         let is_syn = matches!(packet.parsed.kind, PacketKind::Tcp(segment)
             if segment.flags.syn() && !segment.flags.ack());
-        !is_syn || self.rules.port(packet.port).rejects_syns
+        if is_syn {
+            return self.rules.port(packet.port).rejects_syns;
+        }
+        let key = &packet.parsed.key;
+        let book = self.sessions.book();
+        let slot = self.sessions.nat().slot_of(book, key.dst, key.dst_port);
+        slot.is_none() && !self.rules.is_cut_otherwise()
     }
 
     /// The reply to a packet for an address of the gateway.

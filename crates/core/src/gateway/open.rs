@@ -397,11 +397,19 @@ impl Gateway {
 
     /// Whether the end of a session may free a port of `pool` for one of `group`.
     fn frees_a_port(&self, id: SessionId, pool: PoolId, group: GroupId) -> bool {
+        let slot = self.rules.slice(pool, group).slot;
+        let (nat, book) = (self.sessions.nat(), self.sessions.book());
+        // A session may have kept a port of another slice when the number of slots changed.
+        let is_in_slice = |session: &Session| {
+            let leaving = session.translated(Direction::Original, book);
+            slot.is_none() || nat.slot_of(book, leaving.src, leaving.src_port) == slot
+        };
         self.sessions.get(id).is_some_and(|session| {
             matches!(session.tracker, Tracker::Mapped(_))
                 && self.is_primary(session.group)
                 && (session.group == group || !self.rules.is_cut(self.rules.whole(group)))
-                && self.sessions.nat().is_in_pool(pool, session.nat_src)
+                && nat.is_in_pool(pool, session.nat_src)
+                && is_in_slice(session)
         })
     }
 

@@ -90,8 +90,12 @@ impl Rules {
     /// Packets come to any unit, too, while there are slots that their groups are no longer cut
     /// into, here or at a peer.
     fn follow_cuts(&mut self) {
-        let change = self.other_cuts.differ || !self.former_slots.is_empty();
-        self.passes_on = change || self.config.passes_on();
+        self.passes_on = self.is_cut_otherwise() || self.config.passes_on();
+    }
+
+    /// Whether a group is being cut into another number of slots, as far as this unit knows.
+    pub(super) fn is_cut_otherwise(&self) -> bool {
+        self.other_cuts.differ || !self.former_slots.is_empty()
     }
 
     /// The settings of a group.

@@ -90,7 +90,7 @@ impl Gateway {
     /// The group of the session that a packet would open with `plan`, by addresses of `group`.
     pub(super) fn slot_for(&self, group: GroupId, packet: &Packet<'_>, plan: &Plan) -> GroupId {
         if !self.rules.is_cut(group) {
-            return group;
+            return self.slot_here(group);
         }
         // Without ports, only the destination tells translated sessions apart: one unit must see
         // all that have the same one. The server of a forward has the same external port in all
@@ -106,20 +106,21 @@ impl Gateway {
 
     /// The slot that a packet belongs to, where `slot` is the one of its host. A peer that cuts the
     /// group otherwise takes this unit for its owner, and no packet is passed on twice: one of this
-    /// unit's slots takes it.
+    /// unit's slots takes it; a former one if it has no other.
     fn slot_here(&self, slot: GroupId) -> GroupId {
         let is_settled = !self.rules.other_cuts().differ || self.is_primary(slot);
         if is_settled || !self.is_passed_on() {
             return slot;
         }
-        self.own_part(slot).unwrap_or(slot)
+        let former = || self.own_former_slot(slot);
+        self.own_part(slot).or_else(former).unwrap_or(slot)
     }
 
     /// The slot of `group` that a packet without a session belongs to, as far as its addresses and
     /// ports tell.
     pub(super) fn slot_by_packet(&self, group: GroupId, packet: &Packet<'_>) -> GroupId {
         if !self.rules.is_cut(group) {
-            return group;
+            return self.slot_here(group);
         }
         let key = &packet.parsed.key;
         if !self.is_for_gateway(packet) {

@@ -306,7 +306,8 @@ impl Ha {
                 return false;
             }
             let whole = self.groups[group].part_of.map(|it| usize::from(it.0));
-            is_former && whole.and_then(|whole| self.alive_primary(whole)) == Some(peer)
+            let whole = whole.filter(|whole| is_former && !self.has_other_part(*whole));
+            whole.and_then(|whole| self.alive_primary(whole)) == Some(peer)
         };
         let overrides = |peer: PeerId| {
             let peer = &self.peers[peer.index()];
@@ -331,6 +332,19 @@ impl Ha {
             let given = self.groups[group].given;
             self.groups[group].handover_after = given.map_or(now, |(_, until)| until);
         }
+    }
+
+    /// Whether this unit is primary of a group or one of its slots, but for former ones. Then it
+    /// moves sessions out of those itself.
+    fn has_other_part(&self, whole: usize) -> bool {
+        let id = |group: usize| GroupId(group as u8);
+        let is_part =
+            |group: usize| group == whole || self.groups[group].part_of == Some(id(whole));
+        let mut groups = 0..self.groups.len();
+        groups.any(|group| {
+            let is_own = self.groups[group].state == State::Primary;
+            is_own && is_part(group) && !self.former_slots.contains(id(group))
+        })
     }
 
     /// For a slot, the primary of the whole group if no link leads there: packets can't be passed

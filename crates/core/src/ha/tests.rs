@@ -1474,61 +1474,79 @@ fn the_primary_of_a_group_that_is_cut_holds_its_slots() {
 }
 
 /// A slot that its group is no longer cut into goes to who is primary of the group, and stays there
-/// whoever has a higher priority. One that its group is cut into goes by priority.
+/// whoever has a higher priority. It stays with a unit that is primary of another part of the group
+/// and so can move the sessions there itself. One that its group is cut into goes by priority.
 #[test]
 fn a_former_slot_goes_to_the_primary_of_its_group() {
-    let slot = GroupId(1);
-    // Whether it is a former slot, and the unit that is primary of the whole; who gets the slot.
-    for (is_former, whole, wanted) in [
-        (true, Some(B), Some(B)),
-        (true, None, None),
-        (false, Some(B), Some(C)),
+    // Whether it is a former slot, and whether this unit has another one; the unit that is primary
+    // of the whole; who gets the slot.
+    for (is_former, has_other, whole, wanted) in [
+        (true, false, Some(B), Some(B)),
+        (true, false, None, None),
+        (true, true, Some(B), None),
+        (false, false, Some(B), Some(C)),
     ] {
-        let mut config = config("a", &["b", "c"], 2);
-        config.groups[1].part_of = Some(G);
-        if !is_former {
-            config.groups[0].slots = vec![slot];
+        let mut config = config("a", &["b", "c"], if has_other { 3 } else { 2 });
+        for group in &mut config.groups[1..] {
+            group.part_of = Some(G);
         }
-        let mut bench = Bench::with(&config);
-        for peer in [B, C] {
-            bench.ha.handle_sync(bench.now, peer, READY);
-        }
-        let mut voices = [b(), c()];
-        for round in 0..200 {
-            bench.now = bench.now + INTERVAL;
-            bench.ha.handle_wake(bench.now);
-            for voice in &mut voices {
-                voice.sequence += 1;
-                let primary = whole == Some(voice.id);
-                let term = u64::from(primary);
-                let of_whole = GroupState {
-                    primary,
-                    term,
-                    ready: true,
-                    ..voice.group
-                };
-                let asks = round > 150 && voice.id == C;
-                let of_slot = GroupState {
-                    asks,
-                    priority: 200,
-                    ready: true,
-                    ..voice.group
-                };
-                let bytes = voice.bytes_about(&[("g0", &of_whole), ("g1", &of_slot)]);
-                let heard = bench.ha.handle_heartbeat(bench.now, voice.id, L, &bytes);
-                heard.unwrap();
-            }
-            bench.tick();
-            if round == 50 {
-                for peer in [B, C] {
-                    bench.ha.handle_sync(bench.now, peer, READY);
-                }
-            }
-        }
-        let to = bench.outputs.iter().find_map(|output| match output {
-            Output::Handover { group, to, .. } if *group == slot => Some(*to),
-            _ => None,
-        });
-        assert_eq!(to, wanted, "former {is_former}, whole {whole:?}");
+        config.groups[0].slots = match (is_former, has_other) {
+            (true, false) => vec![],
+            (true, true) => vec![GroupId(2)],
+            (false, _) => vec![GroupId(1)],
+        };
+        let to = slot_goes_to(&config, whole);
+        assert_eq!(
+            to, wanted,
+            "former {is_former}, another {has_other}, whole {whole:?}"
+        );
     }
+}
+
+/// Who gets the slot `g1` that this unit has become primary of, with all others of its group but
+/// the whole.
+fn slot_goes_to(config: &Config, whole: Option<PeerId>) -> Option<PeerId> {
+    let mut bench = Bench::with(config);
+    for peer in [B, C] {
+        bench.ha.handle_sync(bench.now, peer, READY);
+    }
+    let mut voices = [b(), c()];
+    for round in 0..200 {
+        bench.now = bench.now + INTERVAL;
+        bench.ha.handle_wake(bench.now);
+        for voice in &mut voices {
+            voice.sequence += 1;
+            let primary = whole == Some(voice.id);
+            let of_whole = GroupState {
+                primary,
+                term: u64::from(primary),
+                ready: true,
+                ..voice.group
+            };
+            let of_slot = GroupState {
+                asks: round > 150 && voice.id == C,
+                priority: 200,
+                ready: true,
+                ..voice.group
+            };
+            let of_other = GroupState {
+                asks: false,
+                ..of_slot
+            };
+            let groups = [("g0", &of_whole), ("g1", &of_slot), ("g2", &of_other)];
+            let bytes = voice.bytes_about(&groups[..config.groups.len()]);
+            let heard = bench.ha.handle_heartbeat(bench.now, voice.id, L, &bytes);
+            heard.unwrap();
+        }
+        bench.tick();
+        if round == 50 {
+            for peer in [B, C] {
+                bench.ha.handle_sync(bench.now, peer, READY);
+            }
+        }
+    }
+    bench.outputs.iter().find_map(|output| match output {
+        Output::Handover { group, to, .. } if *group == GroupId(1) => Some(*to),
+        _ => None,
+    })
 }

@@ -296,7 +296,13 @@ impl Pools {
     ) -> impl Iterator<Item = Range> {
         let pools = self.pools_of(translated);
         let pools = pools.filter(move |pool| pool.range.contains(port));
-        pools.map(move |pool| pool.range_of(Some(pool.slot_of(port))))
+        // Where peers lack slots, sessions are in the group itself.
+        pools.flat_map(move |pool| {
+            let whole = (pool.slots > 1).then(|| pool.range_of(None));
+            [Some(pool.range_of(Some(pool.slot_of(port)))), whole]
+                .into_iter()
+                .flatten()
+        })
     }
 
     /// The slot whose sessions may get `port` of an address.

@@ -276,6 +276,9 @@ impl SessionStore {
         let Some(session) = self.table.get(id) else {
             return;
         };
+        if session.group == group {
+            return;
+        }
         let (from, to) = (usize::from(session.group.0), usize::from(group.0));
         let is_known = self.journal.leaves_group(id, session, &self.book);
         // Another unit may have seen its last packet, and the lease ends with the group.

@@ -1,7 +1,7 @@
 //! The effect of a peer's record on the table.
 
 use super::message::{Record, Refusal};
-use super::peer::Authority;
+use super::peer::{Authority, SyncPeer};
 use super::{Context, Replicator};
 use crate::flow::{Addr, Direction, FlowKey, GroupId, PolicyId, PortId, Protocol};
 use crate::session::{InsertError, Session, SessionFlags, SessionId, Tracker, TranslatedAddr};
@@ -69,8 +69,9 @@ impl Replicator {
                 }
                 Err(InsertError::Conflict(id))
                     if is_same_flow(id, &session, record, store)
-                        && store.get(id).is_some_and(|ours| ours.group == group) =>
+                        && self.may_have_place(at, id, group, authority, store) =>
                 {
+                    store.move_to_group(id, group, context.now.tick());
                     self.update(id, session, authority, store);
                     return;
                 }
@@ -78,11 +79,7 @@ impl Replicator {
                     if !self.may_displace(at, &session, other, authority, store) {
                         return self.refuse(at, record, Refusal::Conflict);
                     }
-                    // The primary of two groups has moved it from one to the other.
-                    match is_same_flow(other, &session, record, store) {
-                        true => self.counters.updated += 1,
-                        false => self.counters.conflicts_lost += 1,
-                    }
+                    self.counters.conflicts_lost += 1;
                     store.end(other);
                 }
                 Err(InsertError::Full) if self.make_room(group, context) => {}
@@ -105,7 +102,11 @@ impl Replicator {
         };
         let authority = self.authority(at, group);
         let store = &mut *context.store;
-        let session = |id| store.get(id).filter(|session| session.group == group);
+        // A copy may still be where the session was before it moved to the group and ended there.
+        let moved = |it: &Session| {
+            self.are_parts_of_one(it.group, group) && self.authority(at, it.group).may_end(it)
+        };
+        let session = |id| store.get(id).filter(|it| it.group == group || moved(it));
         let found = match store.lookup(key) {
             Some((id, Direction::Original)) => session(id).map(|it| (id, authority.may_end(it))),
             _ => None,
@@ -166,9 +167,32 @@ impl Replicator {
         store.edit_from_peer(id, |session| copy_state(session, theirs));
     }
 
+    /// Whether a session that this unit has, too, is in `group` from now on, as the peer says: it
+    /// has moved from one part of a group to another. If the peer has no say over the part where
+    /// the session is here, units that know it in several parts all take it to the lowest.
+    fn may_have_place(
+        &self,
+        at: usize,
+        id: SessionId,
+        group: GroupId,
+        authority: Authority,
+        store: &SessionStore,
+    ) -> bool {
+        let Some(ours) = store.get(id) else {
+            return false;
+        };
+        let is_mover = || {
+            authority == Authority::Owner
+                && (self.authority(at, ours.group) == Authority::Owner
+                    || !self.is_owned(ours.group, store))
+        };
+        ours.group == group
+            || self.is_lower_part(group, ours.group)
+            || self.are_parts_of_one(group, ours.group) && is_mover()
+    }
+
     /// Whether a peer's session may replace `other`: if the peer has authority over the groups of
-    /// both, or over that of the new one while nobody else has it over that of the old, which is
-    /// also so for a former slot: its sessions move to other groups, by and by.
+    /// both, or over that of the new one while nobody else has it over that of the old.
     ///
     /// Two units may each have opened a session for the same packets, in parts of one group: an
     /// answer had overtaken the session that it is for. Then all units keep that of the lower slot;
@@ -185,29 +209,36 @@ impl Replicator {
         let Some(other) = store.get(other) else {
             return true;
         };
-        let index = usize::from(other.group.0);
-        let owned = store.journal().term(other.group).is_some()
-            || self
-                .peers
-                .iter()
-                .any(|peer| peer.receiver.claims[index].is_some());
         let comes_first = || self.is_lower_part(group, other.group);
-        let owned = owned && !self.former_slots.contains(other.group);
+        let owned = self.is_owned(other.group, store);
         let of_other = self.authority(at, other.group);
         authority.may_end(other) && (of_other.may_end(other) || !owned || comes_first())
+    }
+
+    /// Whether a unit is known that is primary of a group.
+    fn is_owned(&self, group: GroupId, store: &SessionStore) -> bool {
+        let claims = |peer: &SyncPeer| peer.receiver.claims[usize::from(group.0)].is_some();
+        store.journal().term(group).is_some() || self.peers.iter().any(claims)
     }
 
     /// Whether both are parts of one group, and the first is the lower one: by name, which is the
     /// same on all units. Places are not.
     fn is_lower_part(&self, one: GroupId, other: GroupId) -> bool {
-        let part = |group: GroupId| {
-            let name = self.identity.groups.get(usize::from(group.0))?;
-            let slot = name.split_once('/');
-            let slot = slot.map(|(whole, slot)| (whole, slot.parse::<u8>().ok()));
-            Some(slot.unwrap_or((name, None)))
-        };
-        let parts = part(one).zip(part(other));
+        let parts = self.part(one).zip(self.part(other));
         parts.is_some_and(|(one, other)| one.0 == other.0 && one.1 < other.1)
+    }
+
+    fn are_parts_of_one(&self, one: GroupId, other: GroupId) -> bool {
+        let parts = self.part(one).zip(self.part(other));
+        parts.is_some_and(|(one, other)| one.0 == other.0)
+    }
+
+    /// The name of the group that a group is part of, and which part: none is the whole.
+    fn part(&self, group: GroupId) -> Option<(&str, Option<u8>)> {
+        let name = self.identity.groups.get(usize::from(group.0))?;
+        let slot = name.split_once('/');
+        let slot = slot.map(|(whole, slot)| (whole, slot.parse().ok()));
+        Some(slot.unwrap_or((name, None)))
     }
 }
 

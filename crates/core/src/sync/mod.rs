@@ -43,7 +43,7 @@ use siphasher::sip128::SipHasher24;
 
 use crate::config::{self, Config, Ha};
 use crate::evidence::{Holders, Holding, SyncState};
-use crate::flow::{GroupId, GroupSet, PeerId, PortId};
+use crate::flow::{GroupId, PeerId, PortId};
 use crate::policy::Ruleset;
 use crate::push::message as push;
 use crate::store::{Journal, SessionStore};
@@ -171,8 +171,6 @@ pub struct Replicator {
     /// By group of which this unit is primary: who is to hold it.
     holders: Vec<Holders>,
     dropping: Option<Dropping>,
-    /// Slots that their groups are no longer cut into.
-    former_slots: GroupSet,
     fanned: Fanned,
     events: VecDeque<SyncEvent>,
     untold: Untold,
@@ -200,7 +198,6 @@ impl Replicator {
             followed: vec![None; groups],
             holders: vec![Holders::All; groups],
             dropping: None,
-            former_slots: config.former_slots(),
             fanned: Fanned::default(),
             events: VecDeque::new(),
             untold: Untold::new(ha.peers.len(), groups),
@@ -276,7 +273,6 @@ impl Replicator {
     /// Tells the peers of the groups of a changed configuration in the next Hello.
     pub(crate) fn set_groups(&mut self, config: &Config, ha: &Ha, ruleset: &Ruleset) {
         self.identity.groups = group_names(config);
-        self.former_slots = config.former_slots();
         self.set_units(config, ha);
         self.set_policies(ruleset);
     }

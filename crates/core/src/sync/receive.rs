@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::codec::{self, FrameBuffer, Malformed};
 use super::message::{Hello, MAX_FRAME, Message, Operation, VERSION};
 use super::peer::{Authority, Remote, Sweep};
-use super::settings::{Lacking, only_one_has, units_of_one};
+use super::settings::{Lacking, cuts_by_names, only_one_has, units_of_one};
 use super::{Context, ProtocolError, Received, Replicator, SyncEvent};
 use crate::flow::{Direction, GroupId, PeerId, PolicyId, PortId};
 use crate::store::digest::Buckets;
@@ -175,6 +175,10 @@ impl Replicator {
     /// A Hello, in the terms of this unit.
     fn remote(&self, hello: &Hello) -> Remote {
         let lacking = Lacking::new(&self.identity.groups, &hello.groups);
+        let named = || cuts_by_names(&hello.groups);
+        let cuts = hello.cuts.clone().unwrap_or_else(named);
+        let own = self.identity.cuts.as_deref().unwrap_or_default();
+        let other_slots = lacking.other_slots(own, &cuts);
         Remote {
             ports: translate(&hello.ports, &self.identity.ports, |i| {
                 Some(PortId::from_index(i))
@@ -191,8 +195,7 @@ impl Replicator {
             ruleset: hello.ruleset,
             conflicts: self.conflicts(hello, &lacking),
             differing: {
-                let cuts = self.identity.cuts.as_deref().unwrap_or_default();
-                let mut names = lacking.told(cuts, hello.cuts.as_deref());
+                let mut names = lacking.told(&other_slots);
                 names.extend(units_of_one(&self.identity.units, &hello.units));
                 names.extend(only_one_has(&self.identity.weights, &hello.weights));
                 if hello
@@ -210,7 +213,7 @@ impl Replicator {
             program: hello.program.clone(),
             takes_configs: hello.takes_configs,
             knows_copies: hello.copies.is_some(),
-            other_cuts: hello.cuts.is_some() && hello.cuts != self.identity.cuts,
+            other_cuts: !other_slots.is_empty(),
             has: (self.identity.groups.iter())
                 .map(|group| !group.is_empty() && hello.groups.contains(group))
                 .collect(),

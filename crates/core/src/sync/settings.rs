@@ -1,7 +1,7 @@
 //! The settings that must be the same on all units, sent in the Hello item by item, so that each
 //! unit can name the differences: virtual addresses of ports, groups, pools, forwards, policies.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::policy::POLICIES;
 
@@ -166,9 +166,8 @@ impl<'a> Lacking<'a> {
         self.ours.is_empty() && self.theirs.is_empty()
     }
 
-    /// As they are named among what differs. `cuts` are those of this unit, and `theirs` of the
-    /// peer, if it tells them: slots that only one has may be former ones.
-    pub(super) fn told(&self, cuts: &[String], theirs: Option<&[String]>) -> Vec<String> {
+    /// As they are named among what differs; `other_slots` are those of [`Lacking::other_slots`].
+    pub(super) fn told(&self, other_slots: &[String]) -> Vec<String> {
         let whole = |name: &&&str| !name.contains('/');
         let said = |names: &BTreeSet<&str>, who: &str| -> Vec<String> {
             let whole = names.iter().filter(whole).take(MOST_NAMES);
@@ -178,18 +177,18 @@ impl<'a> Lacking<'a> {
         };
         let mut told = said(&self.ours, "the peer");
         told.extend(said(&self.theirs, "this unit"));
-        let slots = match theirs {
-            Some(theirs) => only_one_has(cuts, theirs),
-            None => (self.ours.union(&self.theirs))
-                .map(ToString::to_string)
-                .collect(),
-        };
-        let of = slots
-            .iter()
-            .filter_map(|name| Some(name.split_once('/')?.0));
-        let cut: BTreeSet<&str> = of.filter(|of| !self.has(of)).collect();
-        told.extend(cut.iter().map(|name| format!("slots of group {name}")));
+        let slots = other_slots.iter();
+        told.extend(slots.map(|name| format!("slots of group {name}")));
         told
+    }
+
+    /// The groups that both have and cut into other numbers of slots. That one has a slot and the
+    /// other does not, is no sign of it: it may be a former one.
+    pub(super) fn other_slots(&self, ours: &[String], theirs: &[String]) -> Vec<String> {
+        let of = only_one_has(ours, theirs);
+        let of = of.iter().filter_map(|name| Some(name.split_once('/')?.0));
+        let cut: BTreeSet<&str> = of.filter(|of| !self.has(of)).collect();
+        cut.into_iter().map(ToString::to_string).collect()
     }
 
     /// Whether an item of the settings is about a group that only one has.
@@ -201,6 +200,16 @@ impl<'a> Lacking<'a> {
     fn has(&self, name: &str) -> bool {
         self.ours.contains(name) || self.theirs.contains(name)
     }
+}
+
+/// How a peer cuts groups that only names them and their slots, which it has no former ones of.
+pub(super) fn cuts_by_names(names: &[String]) -> Vec<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let wholes = names.iter().filter_map(|name| name.split_once('/'));
+    wholes.for_each(|(whole, _)| *counts.entry(whole).or_default() += 1);
+    let cuts = counts.iter();
+    cuts.map(|(whole, count)| format!("{whole}/{count}"))
+        .collect()
 }
 
 /// The units that only one of two knows, as they are named among what differs.
@@ -318,10 +327,15 @@ mod tests {
             "group three (this unit lacks it)",
             "slots of group cut",
         ];
-        assert_eq!(lacking.told(&[], None), told);
-        let cuts = |count: u8| vec![format!("cut/{count}")];
-        assert_eq!(lacking.told(&cuts(2), Some(&cuts(1))), told);
-        assert_eq!(lacking.told(&cuts(2), Some(&cuts(2))), told[..2]);
+        let cuts = |count: u8| names(&[&format!("cut/{count}"), "one/9"]);
+        let other = lacking.other_slots(&cuts(2), &cuts(1));
+        assert_eq!(other, ["cut"]);
+        assert_eq!(lacking.told(&other), told);
+        assert!(lacking.other_slots(&cuts(2), &cuts(2)).is_empty());
+        let only_ours = names(&["two/3", "one/9"]);
+        assert_eq!(lacking.other_slots(&only_ours, &cuts(0)), ["cut"]);
+        assert_eq!(lacking.told(&[]), told[..2]);
+        assert_eq!(cuts_by_names(&theirs), ["cut/1", "three/1"]);
         for item in ["group two", "port lan (group three)", "group cut/1"] {
             assert!(lacking.covers(item), "{item}");
         }

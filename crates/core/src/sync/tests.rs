@@ -693,13 +693,17 @@ fn of_two_slots_with_the_same_packets_the_lower_keeps_its_session() {
     }
 }
 
+/// Two units that know a group of two slots.
+fn two_slots() -> (World, [GroupId; 2]) {
+    let cut = "[[group]]\nname = \"all\"\nports = [\"lan\", \"wan\"]\ndistribute = 2\n";
+    (World::with(2, 1, cut), [GroupId(1), GroupId(2)])
+}
+
 /// The primary of two slots moves a session from one to the other, and its copy moves, too. If it
 /// lived by the lease of its slot, it does not end earlier.
 #[test]
 fn a_session_moves_to_another_slot_with_its_copy() {
-    let cut = "[[group]]\nname = \"all\"\nports = [\"lan\", \"wan\"]\ndistribute = 2\n";
-    let mut world = World::with(2, 1, cut);
-    let slots = [GroupId(1), GroupId(2)];
+    let (mut world, slots) = two_slots();
     for slot in slots {
         world.units[0].set_sending(slot, Some(1));
     }
@@ -734,6 +738,64 @@ fn a_session_moves_to_another_slot_with_its_copy() {
                 .iter()
                 .all(|slot| sync.digest_equal(peer(0, 1), *slot))
         );
+    }
+}
+
+/// A session moves to another slot and ends there before a peer has read of the move: its copy
+/// ends.
+#[test]
+fn a_session_that_ends_after_its_move_leaves_no_copy() {
+    let (mut world, slots) = two_slots();
+    for slot in slots {
+        world.units[0].set_sending(slot, Some(1));
+    }
+    world.calm(3);
+    let now = world.now;
+    let session = key(Protocol::TCP, 1, 1);
+    let id = world.units[0].open_in(slots[1], session, (NAT.0, 6000), now);
+    let id = id.expect("there is room");
+    world.calm(3);
+    assert_eq!(world.units[1].ids().len(), 1);
+    let store = &mut world.units[0].store;
+    store.move_to_group(id, slots[0], now.tick());
+    store.end(id);
+    world.transmit(0, 1, 100_000);
+    world.deliver(0, 1, 200_000);
+    assert_eq!(world.units[1].ids(), [], "before any comparison");
+}
+
+/// Two units were primary of the same slots, and one has moved a session meanwhile: both come to
+/// have it in the lower slot, whichever of them stays primary of which.
+#[test]
+fn a_session_that_one_of_two_primaries_has_moved_stays() {
+    for keeps in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+        let (mut world, slots) = two_slots();
+        for slot in slots {
+            world.units[0].set_sending(slot, Some(1));
+        }
+        world.calm(3);
+        let now = world.now;
+        let session = key(Protocol::TCP, 1, 1);
+        let id = world.units[0].open_in(slots[1], session, (NAT.0, 6000), now);
+        let id = id.expect("there is room");
+        world.calm(3);
+        for slot in slots {
+            world.units[1].set_sending(slot, Some(2));
+        }
+        let tick = world.now.tick();
+        world.units[0].store.move_to_group(id, slots[0], tick);
+        world.calm(2);
+        for (slot, winner) in slots.into_iter().zip(keeps) {
+            let loser: usize = 1 - winner;
+            world.units[loser].set_sending(slot, None);
+            world.units[winner].set_sending(slot, Some(3));
+        }
+        world.calm(4);
+        for unit in &world.units {
+            unit.check();
+            let counts = slots.map(|slot| unit.store.count(slot));
+            assert_eq!(counts, [1, 0], "{keeps:?}");
+        }
     }
 }
 

@@ -44,7 +44,11 @@ impl Gateway {
             .fast_path
             .group_cell(place.group)
             .map(|cell| cell.epoch());
-        if ways != Some(place.ways) || epoch != Some(place.epoch) {
+        let has_moved = self
+            .sessions
+            .get(id)
+            .is_some_and(|session| session.group != place.group);
+        if ways != Some(place.ways) || epoch != Some(place.epoch) || has_moved {
             self.fast_path.stop(number);
         }
     }
