@@ -94,9 +94,10 @@ impl Gateway {
             return false;
         };
         let last = self.sessions.journal().log().last();
-        let lags = |peer| {
-            let read = cluster.sync.acknowledged(peer);
-            read.is_none_or(|read| last - read > MOST_AHEAD)
+        let lags = |peer| match cluster.sync.acknowledged(peer) {
+            Some(read) => last - read > MOST_AHEAD,
+            // Its stream is about to begin, unless no link leads there.
+            None => cluster.ha.is_linked(peer),
         };
         let mut alive = self.peers().filter(|peer| cluster.ha.is_alive(*peer));
         alive.any(lags)
@@ -170,7 +171,7 @@ impl Gateway {
         let mut alive = self.peers().filter(|peer| cluster.ha.is_alive(*peer));
         let has_copies = |peer| {
             let has = cluster.sync.has_group(peer, slot) == Some(true);
-            has && !cluster.sync.digest_equal(peer, slot)
+            has && cluster.sync.is_holder(peer, slot) && !cluster.sync.digest_equal(peer, slot)
         };
         let has_none = match self.is_primary(slot) {
             true => !self.peers().any(has_copies),

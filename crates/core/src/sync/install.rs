@@ -102,9 +102,9 @@ impl Replicator {
         };
         let authority = self.authority(at, group);
         let store = &mut *context.store;
-        // A copy may still be where the session was before it moved to the group and ended there.
+        // A copy may still be where the session was before it moved down to the group and ended.
         let moved = |it: &Session| {
-            self.are_parts_of_one(it.group, group) && self.authority(at, it.group).may_end(it)
+            self.is_lower_part(group, it.group) && self.authority(at, it.group).may_end(it)
         };
         let session = |id| store.get(id).filter(|it| it.group == group || moved(it));
         let found = match store.lookup(key) {

@@ -177,7 +177,7 @@ impl<'a> Lacking<'a> {
         };
         let mut told = said(&self.ours, "the peer");
         told.extend(said(&self.theirs, "this unit"));
-        let slots = other_slots.iter();
+        let slots = other_slots.iter().take(MOST_NAMES);
         told.extend(slots.map(|name| format!("slots of group {name}")));
         told
     }
@@ -185,8 +185,9 @@ impl<'a> Lacking<'a> {
     /// The groups that both have and cut into other numbers of slots. That one has a slot and the
     /// other does not, is no sign of it: it may be a former one.
     pub(super) fn other_slots(&self, ours: &[String], theirs: &[String]) -> Vec<String> {
-        let of = only_one_has(ours, theirs);
-        let of = of.iter().filter_map(|name| Some(name.split_once('/')?.0));
+        let [ours, theirs] = [ours, theirs].map(|cuts| cuts.iter().collect::<BTreeSet<_>>());
+        let other = ours.symmetric_difference(&theirs);
+        let of = other.filter_map(|name| Some(name.split_once('/')?.0));
         let cut: BTreeSet<&str> = of.filter(|of| !self.has(of)).collect();
         cut.into_iter().map(ToString::to_string).collect()
     }
@@ -332,6 +333,12 @@ mod tests {
         assert_eq!(other, ["cut"]);
         assert_eq!(lacking.told(&other), told);
         assert!(lacking.other_slots(&cuts(2), &cuts(2)).is_empty());
+        let many: Vec<String> = (0..20).map(|n| format!("a{n:02}")).collect();
+        let many_cut: Vec<String> = many.iter().map(|name| format!("{name}/2")).collect();
+        let many = [&many[..], &ours].concat();
+        let with_many = Lacking::new(&many, &theirs);
+        let many_cut = [&many_cut[..], &cuts(2)].concat();
+        assert_eq!(with_many.other_slots(&many_cut, &cuts(1)), ["cut"]);
         let only_ours = names(&["two/3", "one/9"]);
         assert_eq!(lacking.other_slots(&only_ours, &cuts(0)), ["cut"]);
         assert_eq!(lacking.told(&[]), told[..2]);
