@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod announce;
+mod asymmetric;
 mod capture;
 mod corners;
 mod explain;

@@ -172,14 +172,20 @@ impl Pair {
         }
     }
 
-    /// Carries out the units' effects: heartbeats arrive, the rest does not matter here.
+    /// Carries out the units' effects: heartbeats and packets that are passed on arrive, the rest
+    /// does not matter here.
     pub fn carry_out(&mut self) {
         for unit in 0..2 {
             while let Some(output) = self.units[unit].poll_output() {
-                if let Output::Heartbeat { bytes, .. } = output
-                    && self.connected
-                {
-                    self.units[1 - unit].handle_heartbeat(self.now, PEER, LINK, &bytes);
+                let other = &mut self.units[1 - unit];
+                match output {
+                    Output::Heartbeat { bytes, .. } if self.connected => {
+                        other.handle_heartbeat(self.now, PEER, LINK, &bytes);
+                    }
+                    Output::PassOn { bytes, .. } if self.connected => {
+                        other.handle_passed_on(self.now, PEER, &bytes);
+                    }
+                    _ => {}
                 }
             }
         }

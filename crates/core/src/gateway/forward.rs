@@ -258,11 +258,11 @@ impl Gateway {
     }
 
     /// The virtual address with which this unit answers the sender of `packet`; none if the sender
-    /// sees another router: a standby tells it nothing.
+    /// sees another router: a standby tells it nothing, unless packets may come to any unit.
     ///
     /// A port may have addresses of several groups. Then it is, in this order: the one that the
     /// packet is for; one of the group of its session; one of any group that this unit is primary
-    /// of.
+    /// of; any.
     fn speaker(&self, packet: &Packet<'_>) -> Option<Addr> {
         let key = &packet.parsed.key;
         if let Some(group) = self.sessions.nat().group(&key.dst)
@@ -280,14 +280,17 @@ impl Gateway {
         }
         let session = self.sessions.lookup(key);
         let session = session.and_then(|(id, _)| self.sessions.get(id));
+        let is_router = |group| self.serves(group) || self.rules.passes_on();
         let address = |wanted: &dyn Fn(GroupId) -> bool| {
-            self.own_address(packet.port, packet.parsed.family, |group| {
-                self.serves(group) && wanted(group)
-            })
+            self.own_address(packet.port, packet.parsed.family, wanted)
         };
-        session
-            .and_then(|session| address(&|group| group == session.group))
-            .or_else(|| address(&|_| true))
+        let of_session = session.and_then(|session| {
+            let whole = self.rules.whole(session.group);
+            address(&|group| group == whole && is_router(group))
+        });
+        of_session
+            .or_else(|| address(&|group| self.serves(group)))
+            .or_else(|| address(&is_router))
     }
 
     pub(super) fn send_packet(&mut self, now: Time, port: PortId, bytes: Vec<u8>) {

@@ -6,7 +6,7 @@ use crate::packet::{
     self, Parsed,
     icmp_error::{self, ErrorKind, Quoted},
 };
-use crate::session::{Session, Tracker};
+use crate::session::{Session, SessionFlags, Tracker};
 
 use super::forward::is_taken_up;
 use super::hairpin::turns_back;
@@ -92,7 +92,9 @@ impl Gateway {
         if !self.carries(now, session.group) {
             return Err(DropReason::NotPrimary);
         }
-        let is_taken_up = is_taken_up(session, self.sessions.table().is_stale(session));
+        // Packets may have come to another unit, too.
+        let is_taken_up = is_taken_up(session, self.sessions.table().is_stale(session))
+            || session.flags.contains(SessionFlags::SPREAD);
         if !is_by_kernel {
             check_quote(session, direction.flip(), &quoted, is_taken_up)?;
         }

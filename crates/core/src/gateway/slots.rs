@@ -161,18 +161,15 @@ impl Gateway {
     /// for: one that is not known here yet.
     pub(super) fn slot_if_answer(&self, packet: &Packet<'_>) -> Option<GroupId> {
         let key = &packet.parsed.key;
-        let group = self
-            .rules
-            .port(packet.port)
-            .virtual_addresses
-            .first()?
-            .group;
+        let addresses = &self.rules.port(packet.port).virtual_addresses;
+        let mut groups = addresses.iter().map(|it| it.group);
+        let group = groups.find(|group| self.rules.is_cut(*group))?;
         let may_open = match packet.parsed.kind {
             PacketKind::Tcp(segment) => segment.flags.syn() && !segment.flags.ack(),
             PacketKind::IcmpRequest => true,
             _ => false,
         };
-        if !self.rules.is_cut(group) || may_open || self.is_own_address(&key.dst) {
+        if may_open || self.is_own_address(&key.dst) {
             return None;
         }
         let egress = open::egress(self.route_for(key)).ok()?;
