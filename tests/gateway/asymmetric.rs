@@ -13,10 +13,11 @@ use testkit::pair::Pair;
 
 const A: usize = 0;
 const B: usize = 1;
-const CUT: &str =
-    "[[group]]\nname = \"all\"\nports = [\"lan\", \"wan\", \"dmz\"]\ndistribute = 2\n";
+const CUT: &str = "[[group]]\nname = \"all\"\nports = [\"lan\", \"wan\", \"dmz\"]\ndistribute = 2\n\
+     weights = [\"gw-b:0\"]\n";
 
-/// A connection whose owner is gw-a, and of which gw-b forwards packets, too.
+/// A connection whose owner is gw-a, and of which gw-b forwards packets, too, which is primary of
+/// nothing.
 struct Spread {
     host: Addr,
     out: Pkt,
