@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tandemgw_core::event::{DropReason, Output, Verdict};
-use tandemgw_core::flow::PeerId;
 use tandemgw_core::gateway::Role;
 
 use testkit::lab::{LAN, Net, WAN, ip};
@@ -46,17 +45,21 @@ fn a_unit_serves_the_slots_that_it_is_about_to_leave() {
             continue;
         }
         passed_on += 1;
-        let sent: Vec<Output> = std::iter::from_fn(|| pair.units[A].poll_output()).collect();
-        for output in sent {
-            if let Output::PassOn { bytes, .. } = output {
-                pair.units[B].handle_passed_on(pair.now, PeerId(0), &bytes);
-            }
-        }
+        pair.carry_out();
     }
     let counters = pair.units[B].counters();
     assert_eq!(counters.dropped[DropReason::PassedOnTwice as usize], 0);
     assert!(passed_on > 0);
     assert_eq!(counters.opened - opened, passed_on);
+}
+
+/// A group of two slots, with so many sessions of hosts that have the slot of gw-a.
+fn with_sessions(count: usize) -> Pair {
+    let mut pair = Pair::with(&format!("{ALL}distribute = 2\n"));
+    pair.pass(Duration::from_secs(3));
+    open(&mut pair, A, count);
+    pair.exchange();
+    pair
 }
 
 /// Opens so many sessions at a unit, for hosts that have its slots.
@@ -97,10 +100,7 @@ fn places(pair: &Pair, unit: usize) -> (usize, usize) {
 /// New sessions must not wait behind those that move.
 #[test]
 fn sessions_leave_a_slot_as_fast_as_the_peer_follows() {
-    let mut pair = Pair::with(&format!("{ALL}distribute = 2\n"));
-    pair.pass(Duration::from_secs(3));
-    open(&mut pair, A, 7000);
-    pair.exchange();
+    let mut pair = with_sessions(7000);
     assert_eq!(places(&pair, A), (0, 7000));
     pair.reload(A, ALL);
     pair.exchange_once();
@@ -119,10 +119,7 @@ fn sessions_leave_a_slot_as_fast_as_the_peer_follows() {
 /// The unit that it took over from may still be primary, and would move them elsewhere.
 #[test]
 fn sessions_leave_no_slot_that_may_be_disputed() {
-    let mut pair = Pair::with(&format!("{ALL}distribute = 2\n"));
-    pair.pass(Duration::from_secs(3));
-    open(&mut pair, A, 100);
-    pair.exchange();
+    let mut pair = with_sessions(100);
     pair.connect(false);
     pair.pass(Duration::from_millis(1500));
     assert!(own(&pair, B).len() == 3, "{:?}", own(&pair, B));

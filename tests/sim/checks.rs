@@ -241,7 +241,7 @@ impl World {
                 let part = turn.gateway.group_name(view.group);
                 assert!(
                     is_held
-                        || holds_in_other_part(
+                        || holds_in_lower_part(
                             (other, self.local_time(peer)),
                             &view.original,
                             part
@@ -291,7 +291,7 @@ impl World {
                 let part = gateway.group_name(view.group);
                 assert!(
                     held.contains(&(view.original, view.translated))
-                        || holds_in_other_part((&turn.gateway, turn.now), &view.original, part),
+                        || holds_in_lower_part((&turn.gateway, turn.now), &view.original, part),
                     "{} has applied all up to {applied} of {}, and lacks {}",
                     NAMES[turn.unit],
                     NAMES[primary],
@@ -531,13 +531,18 @@ impl World {
     }
 }
 
-/// Whether a unit has a session for the same packets in another part of the group that is cut into
-/// slots: two units have opened one each, and only one of them stays.
-fn holds_in_other_part((unit, now): (&Gateway, Time), original: &FlowKey, part: &str) -> bool {
-    let whole = |name: &str| name.split('/').next().map(ToOwned::to_owned);
+/// Whether a unit has a session for the same packets in a lower part of the group that is cut into
+/// slots: two units have opened one each, and only that of the lower part stays.
+fn holds_in_lower_part((unit, now): (&Gateway, Time), original: &FlowKey, part: &str) -> bool {
+    // The whole group comes before its slots.
+    let place = |name: &str| match name.split_once('/') {
+        Some((whole, slot)) => (whole.to_owned(), slot.parse::<u8>().ok()),
+        None => (name.to_owned(), None),
+    };
+    let (whole, slot) = place(part);
     let mut held = views(unit, now).into_iter();
     held.any(|view| {
-        let name = unit.group_name(view.group);
-        view.original == *original && name != part && whole(name) == whole(part)
+        let held = place(unit.group_name(view.group));
+        view.original == *original && held.0 == whole && held.1 < slot
     })
 }

@@ -35,6 +35,15 @@ impl World {
         }
     }
 
+    /// New flows are served, within so many milliseconds after they were opened.
+    fn open_served(&mut self, count: usize, within: u64) {
+        let before = self.flows.len();
+        open_flows(self, count);
+        self.run(ms(within));
+        let unserved = self.flows[before..].iter().find(|flow| flow.exchanges == 0);
+        assert!(unserved.is_none(), "not served: {}", unserved.unwrap());
+    }
+
     /// All units read it, in an order of their own, some time apart; sessions begin meanwhile.
     fn roll_cut(&mut self, slots: usize) {
         let first = self.random.below(UNITS);
@@ -42,17 +51,10 @@ impl World {
             self.cut_into((first + step) % UNITS, slots);
             // Some use slots that the unit is about to leave.
             self.run(ms(50));
-            let before = self.flows.len();
-            open_flows(self, 6);
-            let unserved = self.flows[before..].iter().find(|flow| flow.exchanges == 0);
-            assert!(unserved.is_none(), "not served: {}", unserved.unwrap());
+            self.open_served(6, 0);
             let wait = ms(300) + self.random.up_to(ms(1500));
             self.run(wait);
-            let before = self.flows.len();
-            open_flows(self, 8);
-            self.run(ms(1000));
-            let unserved = self.flows[before..].iter().find(|flow| flow.exchanges == 0);
-            assert!(unserved.is_none(), "not served: {}", unserved.unwrap());
+            self.open_served(8, 1000);
             self.check_all_held();
         }
     }

@@ -203,8 +203,7 @@ impl Gateway {
         if !self.rules.former_slots().contains(from) || !self.is_primary(from) {
             return;
         }
-        // One whose first packet waits for copies moves later, as do those that peers have no time
-        // for.
+        // A session whose first packet waits for copies moves later, and so do all while peers lag.
         if session.flags.contains(SessionFlags::WAITING) || self.peers_lag() {
             return;
         }

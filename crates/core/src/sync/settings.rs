@@ -182,8 +182,8 @@ impl<'a> Lacking<'a> {
         told
     }
 
-    /// The groups that both have and cut into other numbers of slots. That one has a slot and the
-    /// other does not, is no sign of it: it may be a former one.
+    /// The groups that both have and cut into other numbers of slots. A slot that only one of them
+    /// has does not count: it may be a former one.
     pub(super) fn other_slots(&self, ours: &[String], theirs: &[String]) -> Vec<String> {
         let [ours, theirs] = [ours, theirs].map(|cuts| cuts.iter().collect::<BTreeSet<_>>());
         let other = ours.symmetric_difference(&theirs);

@@ -693,10 +693,25 @@ fn of_two_slots_with_the_same_packets_the_lower_keeps_its_session() {
     }
 }
 
-/// Two units that know a group of two slots.
+/// Two units that know a group of two slots, of which the first is primary.
 fn two_slots() -> (World, [GroupId; 2]) {
     let cut = "[[group]]\nname = \"all\"\nports = [\"lan\", \"wan\"]\ndistribute = 2\n";
-    (World::with(2, 1, cut), [GroupId(1), GroupId(2)])
+    let (mut world, slots) = (World::with(2, 1, cut), [GroupId(1), GroupId(2)]);
+    for slot in slots {
+        world.units[0].set_sending(slot, Some(1));
+    }
+    world.calm(3);
+    (world, slots)
+}
+
+/// The same with a session of the upper slot, which both units have.
+fn session_in_upper_slot() -> (World, [GroupId; 2], SessionId) {
+    let (mut world, slots) = two_slots();
+    let (session, now) = (key(Protocol::TCP, 1, 1), world.now);
+    let id = world.units[0].open_in(slots[1], session, (NAT.0, 6000), now);
+    world.calm(3);
+    assert_eq!(world.units[1].ids().len(), 1);
+    (world, slots, id.expect("there is room"))
 }
 
 /// The primary of two slots moves a session from one to the other, and its copy moves, too. If it
@@ -704,10 +719,6 @@ fn two_slots() -> (World, [GroupId; 2]) {
 #[test]
 fn a_session_moves_to_another_slot_with_its_copy() {
     let (mut world, slots) = two_slots();
-    for slot in slots {
-        world.units[0].set_sending(slot, Some(1));
-    }
-    world.calm(3);
     for (n, protocol) in [(1, Protocol::TCP), (2, Protocol::UDP)] {
         let nat = (NAT.0, 6000 + u16::from(n));
         let (key, now) = (key(protocol, n, n.into()), world.now);
@@ -745,19 +756,10 @@ fn a_session_moves_to_another_slot_with_its_copy() {
 /// ends.
 #[test]
 fn a_session_that_ends_after_its_move_leaves_no_copy() {
-    let (mut world, slots) = two_slots();
-    for slot in slots {
-        world.units[0].set_sending(slot, Some(1));
-    }
-    world.calm(3);
-    let now = world.now;
-    let session = key(Protocol::TCP, 1, 1);
-    let id = world.units[0].open_in(slots[1], session, (NAT.0, 6000), now);
-    let id = id.expect("there is room");
-    world.calm(3);
-    assert_eq!(world.units[1].ids().len(), 1);
+    let (mut world, slots, id) = session_in_upper_slot();
+    let now = world.now.tick();
     let store = &mut world.units[0].store;
-    store.move_to_group(id, slots[0], now.tick());
+    store.move_to_group(id, slots[0], now);
     store.end(id);
     world.transmit(0, 1, 100_000);
     world.deliver(0, 1, 200_000);
@@ -769,16 +771,7 @@ fn a_session_that_ends_after_its_move_leaves_no_copy() {
 #[test]
 fn a_session_that_one_of_two_primaries_has_moved_stays() {
     for keeps in [[0, 0], [0, 1], [1, 0], [1, 1]] {
-        let (mut world, slots) = two_slots();
-        for slot in slots {
-            world.units[0].set_sending(slot, Some(1));
-        }
-        world.calm(3);
-        let now = world.now;
-        let session = key(Protocol::TCP, 1, 1);
-        let id = world.units[0].open_in(slots[1], session, (NAT.0, 6000), now);
-        let id = id.expect("there is room");
-        world.calm(3);
+        let (mut world, slots, id) = session_in_upper_slot();
         for slot in slots {
             world.units[1].set_sending(slot, Some(2));
         }
