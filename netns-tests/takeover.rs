@@ -1,5 +1,7 @@
 //! The primary dies, stops or loses its power: sessions live on at the other unit.
 
+use std::path::Path;
+
 use crate::capture::Capture;
 use crate::conversation::{Conversations, Streams};
 use crate::forward::expect_one_hop;
@@ -75,6 +77,46 @@ fn the_kernel_of_a_killed_unit_closes_the_connections_to_peers_first() {
             !ours.is_empty()
         });
     }
+}
+
+/// The kernel frees the memory of a process before it closes its files, unless another one
+/// shares it.
+#[test]
+fn a_killed_unit_closes_its_connections_before_its_memory_is_freed() {
+    let mut pair = Pair::started();
+    let (process, other) = (pair.a().pid(), shares_memory_with(pair.a()));
+    // SAFETY: kcmp takes numbers only.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, process, other, KCMP_VM, 0, 0) };
+    assert_eq!(order, 0, "they have the same memory");
+    let files = std::fs::read_dir(format!("/proc/{other}/fd")).expect("it runs");
+    assert_eq!(files.count(), 0, "it keeps nothing open");
+    pair.a_mut().kill();
+    let is_gone = |process| !Path::new(&format!("/proc/{process}")).exists();
+    wait_until("the memory is free", || is_gone(other));
+
+    // Nor is it left by an orderly end, or ends by what else a service manager sends to all.
+    let other = shares_memory_with(pair.b());
+    // SAFETY: kill takes numbers only.
+    unsafe { libc::kill(other, libc::SIGTERM) };
+    assert_eq!(shares_memory_with(pair.b()), other);
+    pair.b.stop();
+    wait_until("the memory is free", || is_gone(other));
+}
+
+/// `KCMP_VM` (linux/kcmp.h).
+const KCMP_VM: libc::c_int = 1;
+
+/// The process that a unit has started to share its memory.
+fn shares_memory_with(unit: &Unit) -> libc::pid_t {
+    let all = std::fs::read_dir("/proc").expect("processes are shown");
+    let mut found = all.filter_map(|entry| {
+        let number = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+        let (name, rest) = stat.split_once('(')?.1.split_once(") ")?;
+        let parent = rest.split(' ').nth(1)?;
+        (name == "tandemgw-memory" && parent == unit.pid().to_string()).then_some(number)
+    });
+    found.next().expect("it is there from the start")
 }
 
 /// To enlarge that table, the kernel makes a process with threads wait for some 10 ms: longer than

@@ -16,9 +16,7 @@ use tandemgw_core::memory::Reserved;
 
 use super::priority;
 
-/// Smaller tables would waste a good part of a huge page of 2 MiB, and do not need it. A killed
-/// process gives back small pages one by one, before the connections by which peers notice: 10 MiB
-/// of them take 0.5 to 1 ms.
+/// Smaller tables would waste a good part of a huge page of 2 MiB, and do not need it.
 const LARGE: usize = 4 << 20;
 
 /// Sessions that there is memory for beyond those that there are: those that a unit can open in

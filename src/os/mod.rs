@@ -19,6 +19,7 @@ pub mod http;
 pub mod key_file;
 pub mod logging;
 pub mod memory;
+pub mod memory_holder;
 pub mod monitor;
 pub mod multicast;
 pub mod multicast_socket;

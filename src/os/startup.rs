@@ -19,6 +19,7 @@ use super::event_loop::{FastPorts, Port, Shell, recall};
 use super::history::{self, Origin};
 use super::key_file;
 use super::memory;
+use super::memory_holder;
 use super::monitor::{Monitor, Notice};
 use super::multicast::Groups;
 use super::netlink::Netlink;
@@ -70,6 +71,15 @@ fn unfit(error: StartError) -> StartError {
     StartError {
         unfit: true,
         ..error
+    }
+}
+
+fn share_memory() {
+    if let Err(error) = memory_holder::start() {
+        log::warn!(
+            "memory not shared error={} effect=\"a killed process is noticed some milliseconds later\"",
+            InQuotes(&error)
+        );
     }
 }
 
@@ -127,6 +137,9 @@ pub fn run(config: Config, sources: Sources, signals: Signals) -> Result<(), Sta
             "capabilities not dropped error={} effect=\"the process has more rights than it needs\"",
             InQuotes(&error)
         );
+    }
+    if config.ha.is_some() {
+        share_memory();
     }
     let (result, steering) = shell.run(steering, groups);
     let result = result.map_err(doing("running"));
