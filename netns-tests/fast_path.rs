@@ -520,6 +520,25 @@ fn a_gateway_that_may_not_load_programs_does_without() {
     );
 }
 
+/// CAP_BPF and CAP_NET_ADMIN are enough, as the service has them: without CAP_PERFMON the kernel is
+/// stricter with the program.
+#[test]
+fn a_gateway_that_may_not_measure_has_a_fast_path() {
+    if started().is_none() {
+        return;
+    }
+    let mut lab = Lab::new();
+    want(&mut lab.unit, AUTO);
+    let rights = "--bounding-set=-perfmon,-sys_admin --inh-caps=-perfmon,-sys_admin";
+    lab.unit.launch_by(&format!("exec setpriv {rights} \"$@\""));
+    lab.unit.start();
+    wait_until_attached(&lab.unit);
+    assert_eq!(why_no_ebpf(&lab.unit, 0), "");
+    let streams = Streams::start(&lab);
+    wait_for_offload(&lab.unit);
+    streams.assert_whole();
+}
+
 /// Nothing is forwarded for a process that is gone, and not for long for one that hangs.
 #[test]
 fn the_kernel_does_not_forward_for_a_dead_process() {

@@ -11,7 +11,7 @@ use proptest::test_runner::{Config, TestRunner};
 use tandemgw::os::clock;
 use tandemgw::os::fast_path::{FORWARDED, FastPath, GO_ON, programs_at};
 use tandemgw_core::event::Offload;
-use tandemgw_core::fast_path::{Change, Entry, Flow, Memory, SessionCell};
+use tandemgw_core::fast_path::{Entry, Flow, Memory, SessionCell, Way};
 use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, Protocol};
 use tandemgw_core::packet::{self, PacketKind, TcpFlags};
 use tandemgw_core::session::{Numbers, tcp};
@@ -22,6 +22,7 @@ use testkit::system::namespace::Namespace;
 
 /// The loopback interface, by which test runs come in.
 const LOOPBACK: u32 = 1;
+const PLACE: u32 = 3;
 const SERIAL: u32 = 7;
 const MTU: u32 = 1500;
 const ETHERNET: usize = 14;
@@ -46,55 +47,37 @@ fn is_in_user_namespace() -> bool {
     ids.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
 }
 
-fn entry(to: FlowKey, direction: Direction) -> Entry {
-    Entry {
-        to,
-        next_hop: to.dst,
-        interface: LOOPBACK,
+/// Of a session whose packets come in as `from` and leave as `to`, and back.
+fn entry(from: FlowKey, to: FlowKey) -> Entry {
+    let way = |key: FlowKey, next_hop| Way {
+        flow: Flow {
+            key,
+            interface: LOOPBACK,
+        },
+        next_hop,
         mtu: MTU,
+    };
+    Entry {
+        ways: [way(from, to.dst), way(to.reply(), from.src)],
         group: GroupId(1),
         epoch: 0,
-        session: 3,
-        serial: SERIAL,
-        direction,
-        shift: 0,
+        shifts: [0; 2],
         is_incomplete: false,
     }
 }
 
-fn insertion(key: FlowKey, entry: &Entry) -> Change {
-    let flow = Flow {
-        key,
-        interface: LOOPBACK,
-    };
-    Change::Insert {
-        flow: flow.encode(),
-        entry: entry.encode(&key),
-    }
+fn enter(fast_path: &FastPath, entry: &Entry) {
+    fast_path.memory().leave(PLACE);
+    let begin = (clock::now(), SERIAL);
+    assert!(fast_path.memory().enter(PLACE, begin, &numbers(), entry));
 }
 
-fn enter(fast_path: &FastPath, key: FlowKey, entry: &Entry) {
-    fast_path.change(&[insertion(key, entry)]).unwrap();
-}
-
-fn leave(fast_path: &FastPath, key: FlowKey) {
-    let flow = Flow {
-        key,
-        interface: LOOPBACK,
-    };
-    let unknown = Flow {
-        key: key.reply(),
-        interface: 99,
-    };
-    let remove = |flow: Flow| Change::Remove {
-        flow: flow.encode(),
-    };
-    // One that does not exist does not stop the others.
-    fast_path.change(&[remove(unknown), remove(flow)]).unwrap();
+fn leave(fast_path: &FastPath) {
+    fast_path.memory().leave(PLACE);
 }
 
 fn cell(fast_path: &FastPath) -> &'static SessionCell {
-    &fast_path.memory().sessions[3]
+    &fast_path.memory().sessions[PLACE as usize]
 }
 
 /// The frame that brings an IP packet to the loopback interface.
@@ -257,10 +240,9 @@ fn what_it_forwards_is_what_the_gateway_would_send() {
             let at = checksum_at(&ip);
             ip[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
         }
-        enter(&fast_path, from, &entry(to, Direction::Original));
-        cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
+        enter(&fast_path, &entry(from, to));
         let out = run(&fast_path, &ip, complete && summed);
-        leave(&fast_path, from);
+        leave(&fast_path);
         let expected = expected(&ip, &to);
         prop_assert_eq!(out.map(with_one_zero), Some(with_one_zero(expected)));
         let taken = cell(&fast_path).take(Direction::Original);
@@ -339,7 +321,7 @@ fn compare_judgement(
     let forwarded = run(fast_path, &ip, false).is_some();
     let modelled = model.run(LOOPBACK, &ip, clock::now()).map(|it| it.bytes);
     prop_assert_eq!(modelled.is_some(), forwarded, "the model of testkit");
-    let followed = model.memory.sessions[3].numbers();
+    let followed = model.memory.sessions[PLACE as usize].numbers();
     prop_assert_eq!(followed, cell(fast_path).numbers());
     prop_assert_eq!(
         forwarded,
@@ -398,24 +380,17 @@ fn it_follows_connections_like_the_tracker() {
         let Some(numbers) = tracker.numbers() else {
             return Ok(());
         };
-        let mut model = Program::new(Memory::unshared(2, 4));
-        model.memory.groups[1].lease(Time::from_nanos(u64::MAX));
-        for memory in [fast_path.memory(), model.memory] {
-            memory.sessions[3].begin(clock::now(), SERIAL, &numbers);
-        }
-        for direction in [Direction::Original, Direction::Reply] {
-            let from = if direction == Direction::Original {
-                key
-            } else {
-                key.reply()
-            };
-            let entry = Entry {
-                shift: tracker.shift_of(direction),
-                is_incomplete: tracker.is_incomplete(),
-                ..entry(from, direction)
-            };
-            enter(&fast_path, from, &entry);
-            model.change(&[insertion(from, &entry)]);
+        let memory = Memory::unshared(2, 4);
+        let model = Program { memory };
+        memory.groups[1].lease(Time::from_nanos(u64::MAX));
+        let entry = Entry {
+            shifts: [Direction::Original, Direction::Reply].map(|it| tracker.shift_of(it)),
+            is_incomplete: tracker.is_incomplete(),
+            ..entry(key, key)
+        };
+        for memory in [fast_path.memory(), memory] {
+            memory.leave(PLACE);
+            assert!(memory.enter(PLACE, (clock::now(), SERIAL), &numbers, &entry));
         }
         for segment in segments {
             compare_judgement((&fast_path, &model), &mut tracker, &key, segment)?;
@@ -452,13 +427,12 @@ fn one_store_ends_what_an_entry_allows() {
     let ip = packet(&from, b"hello").bytes();
     let forwards = || run(&fast_path, &ip, false).is_some();
     let (group, session) = (&fast_path.memory().groups[1], cell(&fast_path));
-    enter(&fast_path, from, &entry(to, Direction::Original));
-    assert!(!forwards(), "the session has another serial");
-    session.begin(clock::now(), SERIAL, &numbers());
+    assert!(!forwards(), "it is not known yet");
+    enter(&fast_path, &entry(from, to));
     assert!(forwards());
     session.stop();
     assert!(!forwards(), "the session was stopped");
-    session.begin(clock::now(), SERIAL, &numbers());
+    enter(&fast_path, &entry(from, to));
     group.lease(clock::now());
     assert!(!forwards(), "the lease is over");
     group.lease(clock::now() + std::time::Duration::from_secs(60));
@@ -467,12 +441,12 @@ fn one_store_ends_what_an_entry_allows() {
     assert!(!forwards(), "the group has another epoch");
     let later = Entry {
         epoch: 1,
-        ..entry(to, Direction::Original)
+        ..entry(from, to)
     };
-    enter(&fast_path, from, &later);
+    enter(&fast_path, &later);
     assert!(forwards());
     let counts = fast_path.counts();
-    assert!(counts.contains(&("not-in-force", 4)), "{counts:?}");
+    assert!(counts.contains(&("not-in-force", 3)), "{counts:?}");
     assert!(session.last() <= clock::now() && session.last().as_nanos() > 0);
 }
 
@@ -480,10 +454,10 @@ fn one_store_ends_what_an_entry_allows() {
 #[test]
 fn what_it_takes_is_counted() {
     let Some(fast_path) = load() else { return };
-    cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
-    let packets = [false, true].map(|v6| {
+    let memory = fast_path.memory();
+    let packets = [(false, 0), (true, 1)].map(|(v6, place)| {
         let (from, to) = example(v6, Protocol::UDP);
-        enter(&fast_path, from, &entry(to, Direction::Original));
+        assert!(memory.enter(place, (clock::now(), SERIAL), &numbers(), &entry(from, to)));
         packet(&from, b"hello").bytes()
     });
     let (stranger, _) = example(false, Protocol::TCP);
@@ -592,8 +566,7 @@ fn the_unusual_is_the_gateways() {
     for v6 in [false, true] {
         for protocol in [Protocol::TCP, Protocol::UDP] {
             let (from, to) = example(v6, protocol);
-            enter(&fast_path, from, &entry(to, Direction::Original));
-            cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
+            enter(&fast_path, &entry(from, to));
             let header = if v6 { 40 } else { 20 };
             let usual = packet(&from, b"some data");
             let forwards = |ip: &[u8]| run(&fast_path, ip, false).is_some();
@@ -634,9 +607,60 @@ fn the_unusual_is_the_gateways() {
                 !forwards(&packet(&other, b"x").bytes()),
                 "it is of another flow"
             );
-            leave(&fast_path, from);
+            leave(&fast_path);
         }
     }
+}
+
+/// Many sessions share the buckets of the index; those that leave make room for others.
+#[test]
+fn it_finds_each_of_many_sessions() {
+    const SESSIONS: u32 = 4096;
+    let fast_path = match FastPath::load(SESSIONS, 2) {
+        Err(error) if is_in_user_namespace() => {
+            eprintln!("not tested in a user namespace: {error}");
+            return;
+        }
+        loaded => loaded.unwrap(),
+    };
+    let memory = fast_path.memory();
+    memory.groups[1].lease(Time::from_nanos(u64::MAX));
+    let keys = |number: u32| {
+        let (from, to) = example(false, Protocol::UDP);
+        let [a, b] = (number as u16).to_be_bytes();
+        let src = Addr::v4([10, 1, a, b]);
+        let dst_port = 53 + (number >> 16) as u16;
+        let (from, to) = (FlowKey { src, ..from }, FlowKey { src, ..to });
+        (FlowKey { dst_port, ..from }, FlowKey { dst_port, ..to })
+    };
+    let enter = |place: u32, number: u32| {
+        let (from, to) = keys(number);
+        let begin = (clock::now(), number + 1);
+        memory.enter(place, begin, &Numbers::default(), &entry(from, to))
+    };
+    let forwards = |key: &FlowKey| run(&fast_path, &packet(key, b"x").bytes(), false);
+    let mut refused = 0;
+    for round in 0..2 {
+        for place in 0..SESSIONS {
+            memory.leave(place);
+            refused += u32::from(!enter(place, place + round * SESSIONS));
+        }
+        for number in 0..2 * SESSIONS {
+            let (from, to) = keys(number);
+            let is_there = memory.sessions[(number % SESSIONS) as usize].is_of(&from);
+            let (out, back) = (forwards(&from), forwards(&to.reply()));
+            match (is_there && number / SESSIONS == round, out, back) {
+                (true, Some(out), Some(back)) => {
+                    assert_eq!(out, expected(&packet(&from, b"x").bytes(), &to));
+                    let answer = packet(&to.reply(), b"x").bytes();
+                    assert_eq!(back, expected(&answer, &from.reply()));
+                }
+                (true, out, back) => assert!(refused > 0 && out.is_none() && back.is_none()),
+                (false, out, back) => assert_eq!((out, back), (None, None)),
+            }
+        }
+    }
+    assert!(refused <= 4, "{refused}");
 }
 
 /// An IPv4-mapped address on the wire is not that of an IPv4 session.
@@ -644,8 +668,7 @@ fn the_unusual_is_the_gateways() {
 fn families_are_kept_apart() {
     let Some(fast_path) = load() else { return };
     let (from, to) = example(false, Protocol::UDP);
-    enter(&fast_path, from, &entry(to, Direction::Original));
-    cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
+    enter(&fast_path, &entry(from, to));
     let (six, _) = example(true, Protocol::UDP);
     let mut ip = packet(&six, b"x").bytes();
     ip[8..24].copy_from_slice(from.src.octets());
@@ -669,8 +692,7 @@ fn damaged_packets_are_forwarded_as_by_the_gateway_or_not_at_all() {
     let result = runner.run(&strategy, |(v6, is_tcp, damage, length, repair)| {
         let protocol = if is_tcp { Protocol::TCP } else { Protocol::UDP };
         let (from, to) = example(v6, protocol);
-        enter(&fast_path, from, &entry(to, Direction::Original));
-        cell(&fast_path).begin(clock::now(), SERIAL, &numbers());
+        enter(&fast_path, &entry(from, to));
         let mut ip = packet(&from, &vec![1; length]).bytes();
         for (at, byte) in damage {
             if let Some(place) = ip.get_mut(at) {

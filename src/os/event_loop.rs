@@ -395,7 +395,7 @@ impl Shell {
         if self.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             self.gateway.handle_timeout(now);
         }
-        self.change_fast_path(now);
+        self.enter_fast_path(now);
         // Routes that the gateway has just learned or removed.
         self.follow_routes();
         self.drain_outputs();

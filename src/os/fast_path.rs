@@ -17,15 +17,13 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use tandemgw_core::fast_path::{
-    Change, ENTRY_LEN, Entry, FLOW_LEN, Flow, GroupCell, Memory, SessionCell,
-};
+use tandemgw_core::fast_path::{Entry, Flow, Index, KEYS, Memory, Secret, Way, buckets_for};
 use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, Protocol};
 use tandemgw_core::session::Numbers;
 use tandemgw_core::time::Time;
 
+use super::clock;
 use super::netlink::{Netlink, NetlinkError};
-use bpf::MapShape;
 pub use bpf::Run;
 pub use mapping::{Taken, TakenCount};
 use tandemgw_core::in_quotes::InQuotes;
@@ -33,8 +31,7 @@ use tandemgw_core::in_quotes::InQuotes;
 const OBJECT: &[u8] = include_bytes!("fast_path/program.bpf.o");
 const SECTION: &str = "tc";
 
-/// The most sessions that the program forwards; some 500 bytes of the kernel's memory each.
-pub const MOST_SESSIONS: u32 = 65_536;
+pub use tandemgw_core::fast_path::MOST_SESSIONS;
 
 /// What the program returns for a packet that it leaves to the process.
 pub const GO_ON: i32 = -1;
@@ -66,10 +63,9 @@ fn unavailable(what: &'static str) -> impl FnOnce(io::Error) -> Unavailable {
 
 /// The loaded program with its maps.
 pub struct FastPath {
-    flows: OwnedFd,
     program: Program,
     memory: Memory,
-    counts: &'static mapping::Counts,
+    counts: mapping::Counts,
     taken: Taken,
 }
 
@@ -177,32 +173,22 @@ impl FastPath {
     /// # Errors
     /// [`Unavailable`], for an operator to read.
     pub fn load(sessions: u32, groups: u32) -> Result<FastPath, Unavailable> {
-        let array = |name, value, entries| {
-            let shape = MapShape {
-                kind: bpf::ARRAY,
-                key: 4,
-                value,
-                entries,
-                flags: bpf::MMAPABLE,
-            };
-            bpf::create_map(name, shape).map_err(unavailable("making a map"))
-        };
-        let group_map = array("groups", size_of::<GroupCell>(), groups)?;
-        let session_map = array("sessions", size_of::<SessionCell>(), sessions)?;
-        let count_map = array("counts", size_of::<u64>(), mapping::REASONS.len() as u32)?;
-        let taken_map = array("taken", size_of::<u64>(), mapping::TAKEN_PLACES as u32)?;
-        let shape = MapShape {
-            kind: bpf::HASH,
-            key: FLOW_LEN,
-            value: ENTRY_LEN,
-            entries: sessions.saturating_mul(2),
-            flags: 0,
-        };
-        let flows = bpf::create_map("flows", shape).map_err(unavailable("making a map"))?;
+        let sessions = sessions.min(MOST_SESSIONS) as usize;
+        let (group_map, groups) = mapping::array("groups", groups as usize)?;
+        let (session_map, sessions) = mapping::array("sessions", sessions)?;
+        let (bucket_map, buckets) = mapping::array("buckets", buckets_for(sessions.len()))?;
+        let (secret_map, secret) = mapping::array::<Secret>("secret", 1)?;
+        let (count_map, counts) = mapping::array("counts", mapping::REASONS.len())?;
+        let (taken_map, taken) = mapping::array("taken", mapping::TAKEN_PLACES)?;
+        secret[0].set(
+            keys().map_err(unavailable("random numbers"))?,
+            buckets.len(),
+        );
         let maps = [
-            ("flows", &flows),
             ("groups", &group_map),
             ("sessions", &session_map),
+            ("buckets", &bucket_map),
+            ("secret", &secret_map),
             ("counts", &count_map),
             ("taken", &taken_map),
         ];
@@ -210,20 +196,19 @@ impl FastPath {
         let code = code.map_err(unavailable("reading the program"))?;
         let program = bpf::load_program("fast_path", &code, c"Dual MIT/GPL")
             .map_err(unavailable("loading the program"))?;
-        let map = unavailable("mapping memory");
-        let memory = mapping::shared(
-            (&group_map, groups),
-            (&session_map, sessions),
-            &count_map,
-            &taken_map,
-        );
-        let (memory, counts, taken) = memory.map_err(map)?;
+        let index = Index {
+            buckets,
+            secret: &secret[0],
+        };
         Ok(FastPath {
-            flows,
             program: Program(Arc::new(program)),
-            memory,
-            counts,
-            taken,
+            memory: Memory {
+                groups,
+                sessions,
+                index,
+            },
+            counts: mapping::Counts(counts),
+            taken: Taken(taken),
         })
     }
 
@@ -233,46 +218,41 @@ impl FastPath {
         const LOOPBACK: u32 = 1;
         let [src, dst, other] =
             [1, 2, 3].map(|n| Addr::from(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, n])));
-        let key = FlowKey {
-            src,
-            dst,
-            src_port: 1,
-            dst_port: 2,
-            protocol: Protocol::UDP,
-        };
-        let flow = Flow {
-            key,
-            interface: LOOPBACK,
+        let way = |src, dst, ports: (u16, u16)| Way {
+            flow: Flow {
+                key: FlowKey {
+                    src,
+                    dst,
+                    src_port: ports.0,
+                    dst_port: ports.1,
+                    protocol: Protocol::UDP,
+                },
+                interface: LOOPBACK,
+            },
+            next_hop: dst,
+            mtu: 1500,
         };
         let entry = Entry {
-            to: FlowKey { src: other, ..key },
-            next_hop: dst,
-            interface: LOOPBACK,
-            mtu: 1500,
+            ways: [way(src, dst, (1, 2)), way(dst, other, (2, 1))],
             group: GroupId(0),
             epoch: 0,
-            session: 0,
-            serial: 1,
-            direction: Direction::Original,
-            shift: 0,
+            shifts: [0; 2],
             is_incomplete: false,
         };
         let (Some(group), Some(cell)) = (self.memory.groups.first(), self.memory.sessions.first())
         else {
             return false;
         };
-        let (flow, entry) = (flow.encode(), entry.encode(&key));
         group.lease(Time::from_nanos(u64::MAX));
-        cell.begin(Time::ZERO, 1, &Numbers::default());
-        let entered = self.change(&[Change::Insert { flow, entry }]);
+        let numbers = Numbers::default();
+        let entered = self.memory.enter(0, (Time::ZERO, 1), &numbers, &entry);
         let run = self.test_run(&datagram(src, dst), &[], false);
-        let _ = self.change(&[Change::Remove { flow }]);
-        cell.stop();
+        self.memory.leave(0);
         group.lease(Time::ZERO);
         for direction in Direction::ALL {
             cell.take(direction);
         }
-        entered.is_ok() && run.is_ok_and(|run| run.verdict == FORWARDED)
+        entered && run.is_ok_and(|run| run.verdict == FORWARDED)
     }
 
     /// The memory that the program shares.
@@ -295,42 +275,6 @@ impl FastPath {
         &self.program
     }
 
-    /// Carries out changes of the entries, in their order.
-    ///
-    /// # Errors
-    /// If an entry found no room; those after it are not tried.
-    pub fn change(&self, changes: &[Change]) -> io::Result<()> {
-        let is_same = |a: &Change, b: &Change| {
-            matches!(a, Change::Insert { .. }) == matches!(b, Change::Insert { .. })
-        };
-        for run in changes.chunk_by(is_same) {
-            let (mut keys, mut values) = (Vec::new(), Vec::new());
-            for change in run {
-                match change {
-                    Change::Insert { flow, entry } => {
-                        keys.extend(flow);
-                        values.extend(entry);
-                    }
-                    Change::Remove { flow } => keys.extend(flow),
-                }
-            }
-            match values.is_empty() {
-                true => self.remove(&keys, run.len()),
-                false => bpf::update(&self.flows, &keys, &values, run.len()).map(|_| ())?,
-            }
-        }
-        Ok(())
-    }
-
-    /// A batch ends at an entry that does not exist: it goes on after that.
-    fn remove(&self, keys: &[u8], count: usize) {
-        let mut done = 0;
-        while done < count {
-            done += bpf::delete(&self.flows, &keys[done * FLOW_LEN..], count - done);
-            done += usize::from(done < count);
-        }
-    }
-
     /// Runs the program with a frame, as if it came in as `context` says (`struct __sk_buff`). With
     /// `complete`, as if the hardware had summed it up, and the kernel checks that the sum is right
     /// afterwards (Linux 6.17).
@@ -342,6 +286,16 @@ impl FastPath {
         let flags = if complete { CHECKSUM_COMPLETE } else { 0 };
         bpf::test_run(&self.program.0, frame, context, flags)
     }
+}
+
+/// Random numbers, by which nobody can tell how flows are hashed.
+fn keys() -> io::Result<[u64; KEYS]> {
+    let bytes: [u8; KEYS * 8] = clock::random_bytes()?;
+    let mut keys = [0; KEYS];
+    for (key, bytes) in keys.iter_mut().zip(bytes.as_chunks().0) {
+        *key = u64::from_ne_bytes(*bytes);
+    }
+    Ok(keys)
 }
 
 /// A frame with an empty datagram from port 1 to port 2, whose checksum does not matter.

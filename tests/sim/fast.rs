@@ -29,19 +29,17 @@ pub fn program_for(gateway: &mut Gateway) -> Program {
         let interface = Some(FIRST + port as u32);
         gateway.set_fast_interface(PortId(port as u16), interface);
     }
-    Program::new(memory)
+    Program { memory }
+}
+
+/// After each turn, like `os::event_loop`.
+pub fn enter_sessions(turn: &mut Turn) {
+    if turn.gateway.has_fast_candidates() {
+        turn.gateway.poll_fast_path(turn.now, turn.unit != 0);
+    }
 }
 
 impl World {
-    /// After each turn, like `os::event_loop`.
-    pub fn change_program(&mut self, turn: &mut Turn) {
-        if let Some(program) = &mut self.units[turn.unit].program
-            && turn.gateway.has_fast_changes()
-        {
-            program.change(&turn.gateway.poll_fast_path(turn.now, turn.unit != 0));
-        }
-    }
-
     /// Whether the kernel of a unit forwards a packet that comes to it.
     pub fn kernel_forwards(&mut self, unit: usize, port: usize, bytes: &[u8]) -> bool {
         let now = self.local_time(unit);

@@ -9,6 +9,7 @@ use tandemgw_core::packet;
 use tandemgw_core::pump::Pump;
 use tandemgw_core::time::Time;
 
+use crate::fast;
 use crate::hosts::is_request;
 use crate::setup::{NAMES, place_of, unit_mac};
 use crate::wires::Wires;
@@ -86,7 +87,7 @@ impl World {
         if turn.gateway.poll_timeout(now).is_some_and(|at| at <= now) {
             turn.gateway.handle_timeout(now);
         }
-        self.change_program(&mut turn);
+        fast::enter_sessions(&mut turn);
         self.drain(&mut turn);
         let mut wires = Wires::of(self, unit);
         turn.pump.send(now, &mut turn.gateway, &mut wires);

@@ -2,25 +2,22 @@
 //! simulator, which send no urgent data. `tests/fast_path.rs` compares both in the kernel's test
 //! runs.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use tandemgw_core::event::Offload;
-use tandemgw_core::fast_path::{Change, ENTRY_LEN, FLOW_LEN, Flow, Memory, SessionCell};
-use tandemgw_core::flow::{Addr, FlowKey};
+use tandemgw_core::fast_path::{Flow, Memory, SessionCell};
+use tandemgw_core::flow::{Addr, Direction, FlowKey, Protocol};
 use tandemgw_core::packet::{self, PacketKind, TcpFlags};
 use tandemgw_core::session::tcp::Segment;
 use tandemgw_core::time::Time;
 
 const MIN_ACK_RANGE: u32 = 66_000;
 const MAX_WINDOW: u32 = 1 << 29;
-const INCOMPLETE: u8 = 4;
 
-/// A program with its entries.
+/// A program.
 pub struct Program {
     /// What it shares with the gateway.
     pub memory: Memory,
-    entries: BTreeMap<[u8; FLOW_LEN], [u8; ENTRY_LEN]>,
 }
 
 /// What became of a packet.
@@ -34,28 +31,6 @@ pub struct Forwarded {
 }
 
 impl Program {
-    /// A program without entries.
-    pub fn new(memory: Memory) -> Program {
-        Program {
-            memory,
-            entries: BTreeMap::new(),
-        }
-    }
-
-    /// Carries out what the gateway decided.
-    pub fn change(&mut self, changes: &[Change]) {
-        for change in changes {
-            match change {
-                Change::Insert { flow, entry } => {
-                    self.entries.insert(*flow, *entry);
-                }
-                Change::Remove { flow } => {
-                    self.entries.remove(flow);
-                }
-            }
-        }
-    }
-
     /// Forwards an IP packet that comes in by an interface; none if it goes on to the process.
     pub fn run(&self, interface: u32, bytes: &[u8], now: Time) -> Option<Forwarded> {
         let offload = Offload::default();
@@ -64,13 +39,13 @@ impl Program {
         }
         let parsed = packet::parse(bytes, offload).ok()?;
         let key = parsed.key;
-        let entry = Entry(*self.entries.get(&Flow { key, interface }.encode())?);
-        let group = &self.memory.groups[usize::from(entry.0[76])];
-        let session = &self.memory.sessions[entry.number(68) as usize];
-        let in_force = group.epoch() == entry.number(64)
-            && group.lease.load(Relaxed) >= now.as_nanos()
-            && session.serial.load(Relaxed) == entry.number(72);
-        if !in_force || bytes.len() > entry.number(60) as usize {
+        let (place, direction) = self.memory.find(&Flow { key, interface }.words())?;
+        let session = &self.memory.sessions[place as usize];
+        let group = &self.memory.groups[usize::from(session.group().0)];
+        let in_force = session.is_in_force()
+            && group.epoch() == session.epoch()
+            && group.lease.load(Relaxed) >= now.as_nanos();
+        if !in_force || bytes.len() > session.mtu(direction) as usize {
             return None;
         }
         if let PacketKind::Tcp(segment) = &parsed.kind {
@@ -80,22 +55,23 @@ impl Program {
             if !is_plain || !segment.flags.contains(TcpFlags::ACK) {
                 return None;
             }
-            if !follow(session, &entry, segment) {
+            if !follow(session, direction, segment) {
                 return None;
             }
         }
         let mut out = bytes.to_vec();
         packet::take_hop_limit(&mut out, parsed.family);
-        packet::translate_with_hop(&mut out, &parsed, offload, &entry.to(&key));
+        let to = leaving(session, direction, key.protocol);
+        packet::translate_with_hop(&mut out, &parsed, offload, &to);
         packet::take_hop_limit(&mut out, parsed.family);
         session.last.store(now.as_nanos(), Relaxed);
-        let side = &session.sides[entry.side()];
+        let side = &session.sides[direction as usize];
         side.packets.fetch_add(1, Relaxed);
         side.bytes.fetch_add(bytes.len() as u64, Relaxed);
         Some(Forwarded {
             bytes: out,
-            interface: entry.number(56),
-            group: entry.0[76],
+            interface: session.leaves_by(direction),
+            group: session.group().0,
         })
     }
 }
@@ -116,48 +92,37 @@ fn is_ordinary(bytes: &[u8]) -> bool {
     }
 }
 
-/// `struct action` of `program.h`.
-struct Entry([u8; ENTRY_LEN]);
-
-impl Entry {
-    fn number(&self, at: usize) -> u32 {
-        u32::from_ne_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
-    }
-
-    fn side(&self) -> usize {
-        usize::from(self.0[77] & 1)
-    }
-
-    fn to(&self, from: &FlowKey) -> FlowKey {
-        let address = |at: usize| {
-            let mut octets = [0; 16];
-            octets.copy_from_slice(&self.0[at..at + 16]);
-            match from.src.is_v4() {
-                true => Addr::v4([octets[12], octets[13], octets[14], octets[15]]),
-                false => Addr::v6(octets),
-            }
-        };
-        let port = |at: usize| u16::from_be_bytes([self.0[at], self.0[at + 1]]);
-        FlowKey {
-            src: address(0),
-            dst: address(16),
-            src_port: port(48),
-            dst_port: port(50),
-            protocol: from.protocol,
+/// The key with which packets of `direction` leave, in a session of this protocol.
+fn leaving(session: &SessionCell, direction: Direction, protocol: Protocol) -> FlowKey {
+    let flow = session.flow(direction.flip());
+    let address = |words: &[u32]| {
+        let octets: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut all = [0; 16];
+        all.copy_from_slice(&octets);
+        match flow[10].to_ne_bytes()[1] {
+            4 => Addr::v4([all[12], all[13], all[14], all[15]]),
+            _ => Addr::v6(all),
         }
-    }
+    };
+    let [a, b, c, d] = flow[8].to_ne_bytes();
+    let flow = FlowKey {
+        src: address(&flow[..4]),
+        dst: address(&flow[4..8]),
+        src_port: u16::from_be_bytes([a, b]),
+        dst_port: u16::from_be_bytes([c, d]),
+        protocol,
+    };
+    flow.reply()
 }
 
-fn follow(session: &SessionCell, entry: &Entry, segment: &Segment) -> bool {
-    let (own, other) = (
-        &session.sides[entry.side()],
-        &session.sides[1 - entry.side()],
-    );
+fn follow(session: &SessionCell, direction: Direction, segment: &Segment) -> bool {
+    let [own, other] = [direction, direction.flip()].map(|it| &session.sides[it as usize]);
+    let hole = &session.holes[direction as usize];
     let [acked, own_window, own_end] =
         [&own.acked, &own.window, &own.end].map(|it| it.load(Relaxed));
     let [other_acked, window, other_end] =
         [&other.acked, &other.window, &other.end].map(|it| it.load(Relaxed));
-    let is_incomplete = entry.0[77] & INCOMPLETE != 0;
+    let is_incomplete = session.is_incomplete();
     let margin = |window: u32| {
         if is_incomplete {
             window.min(MAX_WINDOW) * 2
@@ -190,10 +155,10 @@ fn follow(session: &SessionCell, entry: &Entry, segment: &Segment) -> bool {
     }
     if is_before(own_end, last) {
         if acked == own_end {
-            own.hole.store(0, Relaxed);
+            hole.store(0, Relaxed);
         }
         if is_before(own_end, segment.seq) {
-            own.hole.store(1, Relaxed);
+            hole.store(1, Relaxed);
         }
         own.end.store(last, Relaxed);
     }
@@ -204,7 +169,7 @@ fn follow(session: &SessionCell, entry: &Entry, segment: &Segment) -> bool {
     if is_before(other_acked, agreed) {
         other.acked.store(agreed, Relaxed);
     }
-    let advertised = u32::from(segment.window) << (entry.0[78] & 15);
+    let advertised = u32::from(segment.window) << (session.shift(direction) & 15);
     own.window.fetch_max(advertised, Relaxed);
     true
 }

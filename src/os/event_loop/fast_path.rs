@@ -253,30 +253,12 @@ impl Shell {
         }
     }
 
-    /// Carries out the changes of the entries.
-    pub(super) fn change_fast_path(&mut self, now: Time) {
-        if !self.gateway.has_fast_changes() {
-            return;
+    /// Sessions that have earned it get their entries.
+    pub(super) fn enter_fast_path(&mut self, now: Time) {
+        if self.gateway.has_fast_candidates() {
+            let is_drained = self.ready.tuns.next(0).is_none();
+            self.gateway.poll_fast_path(now, is_drained);
         }
-        let is_drained = self.ready.tuns.next(0).is_none();
-        let changes = self.gateway.poll_fast_path(now, is_drained);
-        let Some(Ok(kernel)) = &self.fast.kernel else {
-            return;
-        };
-        if let Err(error) = kernel.change(&changes) {
-            self.give_up_fast_path(format!("its entries could not be changed: {error}"));
-        }
-    }
-
-    fn give_up_fast_path(&mut self, why: String) {
-        self.gateway.give_up_fast_path();
-        log::error!(
-            "fast path given up why={} effect=\"all packets go through the process\" \
-             remedy=\"restart the gateway\"",
-            InQuotes(&why)
-        );
-        self.fast.kernel = Some(Err(why));
-        self.show_fast_ports();
     }
 
     /// The interface of a port has this number now.

@@ -9,28 +9,14 @@ const PROG_LOAD: libc::c_int = 5;
 const PROG_TEST_RUN: libc::c_int = 10;
 const OBJ_GET_INFO: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
-const MAP_UPDATE_BATCH: libc::c_int = 26;
-const MAP_DELETE_BATCH: libc::c_int = 27;
 const LINK_CREATE: libc::c_int = 28;
 
 /// Room for what the verifier says.
 const LOG_SIZE: usize = 1 << 20;
 const SCHED_CLS: u32 = 3;
 const TCX_INGRESS: u32 = 46;
-/// The flag of a map that can be mapped into memory.
-pub(super) const MMAPABLE: u32 = 1 << 10;
-pub(super) const HASH: u32 = 1;
-pub(super) const ARRAY: u32 = 2;
-
-/// The sizes of a map.
-#[derive(Clone, Copy)]
-pub(super) struct MapShape {
-    pub(super) kind: u32,
-    pub(super) key: usize,
-    pub(super) value: usize,
-    pub(super) entries: u32,
-    pub(super) flags: u32,
-}
+const MMAPABLE: u32 = 1 << 10;
+const ARRAY: u32 = 2;
 
 #[repr(C)]
 #[derive(Default)]
@@ -70,19 +56,6 @@ struct LinkCreate {
     relative: u32,
     padding: u32,
     revision: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
 }
 
 #[repr(C)]
@@ -145,17 +118,17 @@ fn number(fd: &OwnedFd) -> u32 {
     fd.as_raw_fd() as u32
 }
 
-/// Makes a map.
+/// Makes an array of so many entries, with values of this size, which can be mapped into memory.
 ///
 /// # Errors
 /// Without `CAP_BPF`; without memory; on a kernel without such maps.
-pub(super) fn create_map(name: &str, shape: MapShape) -> io::Result<OwnedFd> {
+pub(super) fn create_array(name: &str, value: usize, entries: usize) -> io::Result<OwnedFd> {
     let mut attributes = MapCreate {
-        kind: shape.kind,
-        key: shape.key as u32,
-        value: shape.value as u32,
-        entries: shape.entries,
-        flags: shape.flags,
+        kind: ARRAY,
+        key: size_of::<u32>() as u32,
+        value: value as u32,
+        entries: entries as u32,
+        flags: MMAPABLE,
         name: name_of(name),
         ..MapCreate::default()
     };
@@ -285,36 +258,6 @@ pub(super) fn number_of(program: &OwnedFd) -> io::Result<u32> {
     // the call returns.
     unsafe { call(OBJ_GET_INFO, &mut attributes) }?;
     Ok(info[1])
-}
-
-/// Adds or replaces entries. Returns how many were done.
-///
-/// # Errors
-/// If not all were: the map is full.
-pub(super) fn update(map: &OwnedFd, keys: &[u8], values: &[u8], count: usize) -> io::Result<usize> {
-    let mut batch = batch(map, keys, values, count);
-    // SAFETY: that is what MAP_UPDATE_BATCH reads; the caller's slices hold `count` keys and
-    // values.
-    let result = unsafe { call(MAP_UPDATE_BATCH, &mut batch) };
-    result.map(|_| batch.count as usize)
-}
-
-/// Removes entries. Returns how many were done: up to the first that does not exist.
-pub(super) fn delete(map: &OwnedFd, keys: &[u8], count: usize) -> usize {
-    let mut batch = batch(map, keys, &[], count);
-    // SAFETY: that is what MAP_DELETE_BATCH reads; the caller's slice holds `count` keys.
-    let _ = unsafe { call(MAP_DELETE_BATCH, &mut batch) };
-    batch.count as usize
-}
-
-fn batch(map: &OwnedFd, keys: &[u8], values: &[u8], count: usize) -> Batch {
-    Batch {
-        keys: address(keys),
-        values: address(values),
-        count: count as u32,
-        map: number(map),
-        ..Batch::default()
-    }
 }
 
 /// What a run of the program with one frame gave.

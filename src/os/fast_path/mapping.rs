@@ -6,7 +6,9 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tandemgw_core::fast_path::{GroupCell, Memory, SessionCell};
+use tandemgw_core::fast_path::{Bucket, GroupCell, Secret, SessionCell};
+
+use super::{Unavailable, bpf, unavailable};
 
 /// Why the program leaves a packet to the process, in the order of `enum why`.
 pub(super) const REASONS: [&str; 7] = [
@@ -20,12 +22,11 @@ pub(super) const REASONS: [&str; 7] = [
 ];
 
 /// How often, by reason.
-#[repr(C)]
-#[derive(Debug, Default)]
-pub(super) struct Counts([AtomicU64; REASONS.len()]);
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts(pub(super) &'static [AtomicU64]);
 
 impl Counts {
-    pub(super) fn read(&self) -> [(&'static str, u64); REASONS.len()] {
+    pub(super) fn read(self) -> [(&'static str, u64); REASONS.len()] {
         std::array::from_fn(|at| (REASONS[at], self.0[at].load(Ordering::Relaxed)))
     }
 }
@@ -33,7 +34,7 @@ impl Counts {
 /// What the program has forwarded, by the interface that it came in by (`TAKEN_PLACE`), and by that
 /// which it left by (`GIVEN_PLACE`).
 #[derive(Clone, Copy, Debug)]
-pub struct Taken(&'static [AtomicU64]);
+pub struct Taken(pub(super) &'static [AtomicU64]);
 
 /// How much the program has forwarded since some time. Only differences of it mean something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,36 +82,44 @@ impl TakenCount {
     }
 }
 
-/// Maps the arrays, for as long as the process lives.
+/// An array of the kernel that is mapped for as long as the process lives.
 ///
 /// # Errors
-/// If the kernel has no room.
-pub(super) fn shared(
-    (groups, group_count): (&OwnedFd, u32),
-    (sessions, session_count): (&OwnedFd, u32),
-    counts: &OwnedFd,
-    taken: &OwnedFd,
-) -> io::Result<(Memory, &'static Counts, Taken)> {
-    // SAFETY: all four types are made of atomic integers, for which all bytes are valid, and have
-    // the size that their map's values were made with (a multiple of 8, as the kernel lays them
-    // out).
-    let (groups, sessions, counts, taken) = unsafe {
-        (
-            map::<GroupCell>(groups, group_count as usize)?,
-            map::<SessionCell>(sessions, session_count as usize)?,
-            map::<Counts>(counts, 1)?,
-            map::<AtomicU64>(taken, TAKEN_PLACES)?,
-        )
-    };
-    let memory = Memory { groups, sessions };
-    Ok((memory, &counts[0], Taken(taken)))
+/// What could not be done, for an operator to read.
+pub(super) fn array<T: Cell>(
+    name: &'static str,
+    count: usize,
+) -> Result<(OwnedFd, &'static [T]), Unavailable> {
+    let fd = bpf::create_array(name, size_of::<T>(), count).map_err(unavailable("making a map"))?;
+    // SAFETY: the array was made with values of that size (a multiple of 8, as the kernel lays them
+    // out) and in that number; a `Cell` is made of atomic integers, for which all bytes are valid.
+    let cells = unsafe { map(&fd, count) }.map_err(unavailable("mapping memory"))?;
+    Ok((fd, cells))
 }
+
+/// What the program and the process share.
+///
+/// # Safety
+/// It is made of atomic integers, and of padding that nobody writes; its size is a multiple of 8.
+pub(super) unsafe trait Cell {}
+
+// SAFETY: they are made of atomic integers (and 32 bytes of padding at the end of a cell). Their
+// sizes are 16, 256, 64, 104 and 8.
+unsafe impl Cell for GroupCell {}
+// SAFETY: as above.
+unsafe impl Cell for SessionCell {}
+// SAFETY: as above.
+unsafe impl Cell for Bucket {}
+// SAFETY: as above.
+unsafe impl Cell for Secret {}
+// SAFETY: as above.
+unsafe impl Cell for AtomicU64 {}
 
 /// Maps an array of `count` values.
 ///
 /// # Safety
-/// `T` has the size of the map's values and is made of atomic integers only.
-unsafe fn map<T>(fd: &OwnedFd, count: usize) -> io::Result<&'static [T]> {
+/// `T` has the size of the map's values.
+unsafe fn map<T: Cell>(fd: &OwnedFd, count: usize) -> io::Result<&'static [T]> {
     let length = size_of::<T>() * count;
     // SAFETY: a new mapping at an address that the kernel chooses touches no memory in use.
     let at = unsafe {

@@ -2,8 +2,8 @@
  * Forwards packets of established sessions at the ingress of a port, as the process has decided. Each packet that it
  * does not know all about goes on to the process, unchanged.
  *
- * It never decides that a packet may pass: an entry says so, as long as the group's lease and epoch and the session's
- * serial are those of the entry. Segments of TCP are judged like in crates/core/src/session/tcp.rs.
+ * It never decides that a packet may pass: the process has said so for its flow, and takes it back by one store.
+ * Segments of TCP are judged like in crates/core/src/session/tcp.rs.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -32,11 +32,17 @@
 
 /* The process makes the maps, in its sizes. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
-	__type(key, struct flow);
-	__type(value, struct action);
-} flows SEC(".maps");
+	__type(key, __u32);
+	__type(value, struct secret);
+} secret SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bucket);
+} buckets SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -70,6 +76,15 @@ struct packet {
 	__u32 window;
 	__u32 checksum; /* where that of the transport is in the frame */
 	bool unchecked; /* it has none (UDP) */
+};
+
+/* What the process has said of the packet's session, read at one time. */
+struct way {
+	struct flow out; /* the reverse of how it leaves */
+	__be32 next_hop[4];
+	__u32 mtu, epoch, group;
+	__u16 address_change, port_change;
+	__u8 flags, shift;
 };
 
 ALWAYS void count(enum why why)
@@ -203,13 +218,110 @@ ALWAYS bool read_v6(struct __sk_buff *skb, struct packet *p, enum why *why)
 	return read_transport(skb, p, ip + 1, end, sizeof(struct ethhdr) + sizeof *ip, why);
 }
 
-/* Judges a segment and follows it, like `Tracker::handle` for a segment that moves no state. */
-ALWAYS bool follow(struct session *session, const struct action *action, const struct packet *p)
+/* Loads a number which the process may change meanwhile. */
+#define LOAD(number) (*(volatile __typeof__(number) *)&(number))
+
+ALWAYS bool is_same(const struct flow *a, const struct flow *b)
 {
-	struct side *own = &session->side[action->flags & REPLY], *other = &session->side[!(action->flags & REPLY)];
+	const __u64 *x = (const void *)a, *y = (const void *)b;
+	__u64 difference = 0;
+#pragma unroll
+	for (int i = 0; i < sizeof *a / 8; i++)
+		difference |= x[i] ^ y[i];
+	return !difference;
+}
+
+/* The finalizer of MurmurHash3: flows that differ by equal steps no longer do so. */
+ALWAYS __u32 mix(__u32 hash)
+{
+	hash = (hash ^ hash >> 16) * 0x85ebca6b;
+	hash = (hash ^ hash >> 13) * 0xc2b2ae35;
+	return hash ^ hash >> 16;
+}
+
+/* The session that a place leads to, and the direction. */
+ALWAYS struct session *session_at(__u32 place, __u32 *reply, __u32 *serial)
+{
+	__u32 number = place >> 1 & 0xffff;
+	struct session *session = bpf_map_lookup_elem(&sessions, &number);
+	if (!session)
+		return NULL;
+	*serial = LOAD(session->serial);
+	barrier();
+	*reply = place & 1;
+	return session;
+}
+
+/* The session of a flow, and the direction.
+ *
+ * Without CAP_PERFMON the kernel refuses to add a number to an address if it knows that number, but as another one on
+ * another path, be it one that is only speculated on. So there is no loop over places, and none is 0 to begin with. */
+ALWAYS struct session *find(const struct flow *flow, __u32 *reply, __u32 *serial)
+{
+	__u32 zero = 0;
+	const struct secret *hash = bpf_map_lookup_elem(&secret, &zero);
+	if (!hash)
+		return NULL;
+	const __u32 *words = (const void *)flow;
+	__u64 sum = hash->key[FLOW_WORDS];
+#pragma unroll
+	for (int i = 0; i < FLOW_WORDS; i++)
+		sum += hash->key[i] * words[i];
+	__u32 mixed = mix(sum >> 32), number = mixed & hash->mask, tag = mixed >> 18 << 1 | 1;
+	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &number);
+	if (!bucket)
+		return NULL;
+	/* Two places of a bucket at most have the same tag. */
+	__u32 place = LOAD(bucket->place[0]), other = place;
+#pragma unroll
+	for (int i = 1; i < PLACES; i++) {
+		__u32 here = LOAD(bucket->place[i]);
+		if (here >> 17 == tag) {
+			other = place;
+			place = here;
+		}
+	}
+	if (place >> 17 != tag)
+		return NULL;
+	struct session *session = session_at(place, reply, serial);
+	if (!session)
+		return NULL;
+	if (is_same(&session->flow[*reply], flow))
+		return session;
+	if (other >> 17 != tag)
+		return NULL;
+	session = session_at(other, reply, serial);
+	if (!session)
+		return NULL;
+	if (!is_same(&session->flow[*reply], flow))
+		return NULL;
+	return session;
+}
+
+/* Reads what the process has said. It may say something else of this place meanwhile: then the serial has changed. */
+ALWAYS bool read_way(struct session *session, __u32 reply, __u32 serial, struct way *way)
+{
+	__u32 other = reply ^ 1; /* not !reply, of which the compiler makes two paths: see find() */
+	way->out = session->flow[other];
+	__builtin_memcpy(way->next_hop, session->next_hop[reply], 16);
+	way->mtu = session->mtu[reply];
+	way->epoch = session->epoch;
+	way->group = session->group;
+	way->address_change = session->change[reply].address;
+	way->port_change = session->change[reply].port;
+	way->flags = FLAGS_OF(session, reply);
+	way->shift = session->shift[reply];
+	barrier();
+	return serial && LOAD(session->serial) == serial;
+}
+
+/* Judges a segment and follows it, like `Tracker::handle` for a segment that moves no state. */
+ALWAYS bool follow(struct session *session, __u32 reply, const struct way *way, const struct packet *p)
+{
+	struct side *own = &session->side[reply], *other = &session->side[reply ^ 1];
 	__u32 acked = own->acked, window = other->window, other_acked = other->acked, other_end = other->end;
 	__u32 payload = p->total - p->headers, margin = 0, other_margin = 0;
-	if (action->flags & INCOMPLETE) {
+	if (way->flags & INCOMPLETE) {
 		margin = (window < MAX_WINDOW ? window : MAX_WINDOW) * 2;
 		other_margin = (own->window < MAX_WINDOW ? own->window : MAX_WINDOW) * 2;
 	}
@@ -222,15 +334,15 @@ ALWAYS bool follow(struct session *session, const struct action *action, const s
 		return false;
 	if (is_before(own->end, p->last)) {
 		if (acked == own->end)
-			own->hole = 0;
+			session->hole[reply] = 0;
 		if (is_before(own->end, p->seq))
-			own->hole = 1;
+			session->hole[reply] = 1;
 		own->end = p->last;
 	}
 	__u32 agreed = is_before(other_end, p->ack) ? other_end : p->ack;
 	if (is_before(other_acked, agreed))
 		other->acked = agreed;
-	__u32 advertised = p->window << (action->shift & 15);
+	__u32 advertised = p->window << (way->shift & 15);
 	if (own->window < advertised)
 		own->window = advertised;
 	return true;
@@ -238,7 +350,7 @@ ALWAYS bool follow(struct session *session, const struct action *action, const s
 
 /* Gives the packet its new addresses and ports, and takes a hop. Checksums first: the helper knows unfinished and
  * complete ones. Before the first one succeeds nothing has changed. */
-ALWAYS int translate(struct __sk_buff *skb, const struct action *action, const struct packet *p)
+ALWAYS int translate(struct __sk_buff *skb, const struct way *way, const struct packet *p)
 {
 	bool is_v4 = p->flow.family == 4;
 	__u64 flags = p->flow.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
@@ -246,13 +358,13 @@ ALWAYS int translate(struct __sk_buff *skb, const struct action *action, const s
 	if (p->unchecked) {
 		/* Where the hardware has summed up the packet, its sum still follows. */
 		if (!is_v4)
-			bpf_csum_update(skb, action->address_change);
-		bpf_csum_update(skb, action->port_change);
+			bpf_csum_update(skb, way->address_change);
+		bpf_csum_update(skb, way->port_change);
 	} else {
-		if (action->address_change &&
-		    bpf_l4_csum_replace(skb, p->checksum, 0, action->address_change, pseudo))
+		if (way->address_change &&
+		    bpf_l4_csum_replace(skb, p->checksum, 0, way->address_change, pseudo))
 			return go_on(ODD);
-		if (action->flags & PORTS && bpf_l4_csum_replace(skb, p->checksum, 0, action->port_change, flags))
+		if (way->flags & PORTS && bpf_l4_csum_replace(skb, p->checksum, 0, way->port_change, flags))
 			return lose();
 	}
 	/* The header of IPv6 has no checksum that would make up for the hop. */
@@ -265,29 +377,29 @@ ALWAYS int translate(struct __sk_buff *skb, const struct action *action, const s
 		ports = (void *)(ip + 1);
 		if ((void *)(ports + 2) > end)
 			return lose();
-		ip->check = ~fold((__u16)~ip->check + action->address_change + (__u16)~bpf_htons(0x0100));
+		ip->check = ~fold((__u16)~ip->check + way->address_change + (__u16)~bpf_htons(0x0100));
 		ip->ttl--;
-		ip->saddr = action->src[3];
-		ip->daddr = action->dst[3];
+		ip->saddr = way->out.dst[3];
+		ip->daddr = way->out.src[3];
 	} else {
 		struct ipv6hdr *ip = data + sizeof(struct ethhdr);
 		ports = (void *)(ip + 1);
 		if ((void *)(ports + 2) > end)
 			return lose();
 		ip->hop_limit--;
-		__builtin_memcpy(&ip->saddr, action->src, 16);
-		__builtin_memcpy(&ip->daddr, action->dst, 16);
+		__builtin_memcpy(&ip->saddr, way->out.dst, 16);
+		__builtin_memcpy(&ip->daddr, way->out.src, 16);
 	}
-	if (action->flags & PORTS) {
-		ports[0] = action->src_port;
-		ports[1] = action->dst_port;
+	if (way->flags & PORTS) {
+		ports[0] = way->out.dst_port;
+		ports[1] = way->out.src_port;
 	}
 	struct bpf_redir_neigh hop = { .nh_family = is_v4 ? AF_INET : AF_INET6 };
 	if (is_v4)
-		hop.ipv4_nh = action->next_hop[3];
+		hop.ipv4_nh = way->next_hop[3];
 	else
-		__builtin_memcpy(hop.ipv6_nh, action->next_hop, 16);
-	return bpf_redirect_neigh(action->ifindex, &hop, sizeof hop, 0);
+		__builtin_memcpy(hop.ipv6_nh, way->next_hop, 16);
+	return bpf_redirect_neigh(way->out.ifindex, &hop, sizeof hop, 0);
 }
 
 SEC("tc")
@@ -310,33 +422,34 @@ int fast_path(struct __sk_buff *skb)
 		return GO_ON;
 	}
 	p.flow.ifindex = skb->ifindex;
-	struct action *action = bpf_map_lookup_elem(&flows, &p.flow);
-	if (!action)
+	__u32 reply = 0, serial = 0;
+	struct session *session = find(&p.flow, &reply, &serial);
+	if (!session)
 		return go_on(NO_ENTRY);
-	__u32 number = action->group;
-	struct group *group = bpf_map_lookup_elem(&groups, &number);
-	number = action->session;
-	struct session *session = bpf_map_lookup_elem(&sessions, &number);
-	if (!group || !session)
+	struct way way;
+	if (!read_way(session, reply, serial, &way))
+		return go_on(NOT_IN_FORCE);
+	struct group *group = bpf_map_lookup_elem(&groups, &way.group);
+	if (!group)
 		return go_on(ODD);
 	__u64 now = bpf_ktime_get_boot_ns();
-	if (*(volatile __u32 *)&group->epoch != action->epoch || *(volatile __u64 *)&group->lease < now ||
-	    *(volatile __u32 *)&session->serial != action->serial)
+	if (LOAD(group->epoch) != way.epoch || LOAD(group->lease) < now)
 		return go_on(NOT_IN_FORCE);
-	if ((skb->gso_size ? p.headers + skb->gso_size : p.total) > action->mtu)
+	if ((skb->gso_size ? p.headers + skb->gso_size : p.total) > way.mtu)
 		return go_on(TOO_BIG);
-	if (p.flow.protocol == IPPROTO_TCP && !follow(session, action, &p))
+	if (p.flow.protocol == IPPROTO_TCP && !follow(session, reply, &way, &p))
 		return go_on(WINDOW);
-	__u32 total = p.total, reply = action->flags & REPLY;
-	int verdict = translate(skb, action, &p);
+	__u32 total = p.total;
+	int verdict = translate(skb, &way, &p);
 	if (verdict != TC_ACT_REDIRECT)
 		return verdict;
 	__u32 cpu = bpf_get_smp_processor_id();
 	count_taken(skb, TAKEN_PLACE(cpu, skb->ifindex, p.flow.family == 6));
-	count_taken(skb, GIVEN_PLACE(cpu, action->ifindex, p.flow.family == 6));
+	count_taken(skb, GIVEN_PLACE(cpu, way.out.ifindex, p.flow.family == 6));
 	session->last = now;
-	__sync_fetch_and_add(&session->side[reply].packets, 1);
+	/* The process takes packets first: it never takes a packet without its bytes. */
 	__sync_fetch_and_add(&session->side[reply].bytes, total);
+	__sync_fetch_and_add(&session->side[reply].packets, 1);
 	return verdict;
 }
 

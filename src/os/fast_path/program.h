@@ -7,21 +7,22 @@ struct flow {
 	__be32 src[4], dst[4];
 	__be16 src_port, dst_port;
 	__u32 ifindex;
-	__u8 protocol, family, zero[2]; /* family: 4 or 6, so that a mapped address on the wire matches nothing */
+	__u8 protocol, family, zero[6]; /* family: 4 or 6, so that a mapped address on the wire matches nothing */
+} __attribute__((aligned(8)));
+
+#define FLOW_WORDS 11 /* of 4 bytes, that may differ from 0 */
+
+/* How flows are hashed. */
+struct secret {
+	__u64 key[FLOW_WORDS + 1]; /* the last one is added */
+	__u64 mask;		   /* of the numbers of buckets */
 };
 
-#define REPLY 1		/* the direction of the packet in its session */
-#define PORTS 2		/* ports change */
-#define INCOMPLETE 4	/* part of the connection's history is missing: windows are wider */
-
-/* What becomes of it. */
-struct action {
-	__be32 src[4], dst[4], next_hop[4];
-	__be16 src_port, dst_port;
-	__u16 address_change, port_change; /* of one's-complement sums (RFC 1624: ~m + m'), network order */
-	__u32 ifindex, mtu;		   /* of the port that it leaves by */
-	__u32 epoch, session, serial;	   /* what must hold in `groups[group]` and `sessions[session]` */
-	__u8 group, flags, shift, zero;	   /* shift: of the windows that the sender advertises */
+/* Where flows are found: 14 bits of the hash, USED, the number of the session, the direction. 0: nothing is here. */
+#define PLACES 16
+#define USED (1U << 17)
+struct bucket {
+	__u32 place[PLACES];
 };
 
 /* Written by the process alone: one store stops a group. */
@@ -32,16 +33,35 @@ struct group {
 
 /* What one end has sent. `acked` is written by packets of the other end. */
 struct side {
-	__u64 packets, bytes;
-	__u32 end, acked, window;
-	__u32 hole; /* something may be missing between `acked` and `end` */
+	__u64 bytes;
+	__u32 packets, end, acked, window;
 };
 
+#define PORTS 1		/* ports change */
+#define INCOMPLETE 2	/* part of the connection's history is missing: windows are wider */
+#define FLAGS_OF(session, reply) ((session)->flags >> (reply) * 2)
+
+/* What arrays hold is by direction. The first 64 bytes, a line of the cache, are written by the program, all others by
+ * the process alone. */
 struct session {
-	__u64 last;	    /* CLOCK_BOOTTIME, ns, of the last packet */
-	__u32 serial, zero; /* written by the process: one store stops a session */
 	struct side side[2];
+	__u32 hole[2]; /* something may be missing between `acked` and `end` */
+	__u64 last;    /* CLOCK_BOOTTIME, ns, of the last packet */
+	/* One store of 0 stops a session. It changes before anything below does. */
+	__u32 serial;
+	__u32 epoch; /* what must hold in `groups[group]` */
+	__u8 group, flags, shift[2]; /* shift: of the windows that the sender advertises */
+	struct {
+		__u16 address, port; /* of one's-complement sums (RFC 1624: ~m + m'), network order */
+	} change[2];
+	__u32 mtu[2]; /* of the ports that packets leave by */
+	__u32 zero;
+	/* Packets leave with the reverse of the other direction's flow, by its interface. */
+	struct flow flow[2];
+	__be32 next_hop[2][4];
+	__u32 unused[8];
 };
+_Static_assert(sizeof(struct session) == 256, "as in Rust");
 
 /* Where packets are counted that came in by an interface, and were forwarded, and those that leave by one: as packets <<
  * 32 plus segments. CPUs and interfaces may share a place. */

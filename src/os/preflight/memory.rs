@@ -12,9 +12,9 @@ use tandemgw_core::config::Config;
 const SESSION: u64 = 162;
 const REPLICATED: u64 = 16;
 
-/// Bytes of a session on the fast path: two entries and a cell in the kernel, and what the process
-/// has of it.
-const FAST: u64 = 730;
+/// Bytes of a session on the fast path: its cell and places in the index, which the kernel has, and
+/// what the process has of it.
+const FAST: u64 = 320;
 
 /// The size of a full table, compared with the available memory.
 pub(super) fn check(config: &Config, is_running: bool) -> Check {

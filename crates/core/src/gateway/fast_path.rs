@@ -2,7 +2,7 @@
 //! of them.
 //!
 //! A session earns its entries by its packets (`note_fast`). They are made between packets
-//! ([`Gateway::poll_fast_path`]), and hold as long as [`Gateway::fast_ways`] says so: that is asked
+//! ([`Gateway::poll_fast_path`]), and hold as long as [`Gateway::entry_of`] says so: that is asked
 //! again after each of its packets that comes here, and each second (`look_at_fast_path`). What
 //! concerns many sessions, such as a change of role, ends all entries of a group first, by a new
 //! epoch, and is done afterwards; the places of those sessions are found to be out of force later.
@@ -15,7 +15,7 @@ mod seen;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::fast_path::{Change, Flow, Memory};
+use crate::fast_path::{GroupCell, Memory, SessionCell};
 use crate::flow::{Addr, Direction, GroupId, PortId};
 use crate::session::{Numbers, Session, SessionId, Tracker};
 use crate::time::{Tick, Time};
@@ -72,7 +72,6 @@ pub(super) struct FastPath {
     candidates: Vec<SessionId>,
     /// How long candidates have waited for the process to have no packets.
     waiting_since: Option<Time>,
-    changes: Vec<Change>,
     serial: u32,
     cursor: u32,
     /// Places still to be looked at.
@@ -114,22 +113,8 @@ struct Tally {
 
 struct Place {
     id: SessionId,
-    group: GroupId,
-    epoch: u32,
     /// Where packets of the original direction come in, and go out.
     ports: (PortId, PortId),
-    /// By direction.
-    ways: [Way; 2],
-    is_stopped: bool,
-}
-
-/// The entry of one direction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Way {
-    flow: Flow,
-    next_hop: Addr,
-    interface: u32,
-    mtu: u32,
 }
 
 impl FastPath {
@@ -154,7 +139,7 @@ impl FastPath {
         self.due = self.places.len() as u32;
     }
 
-    fn group_cell(&self, group: GroupId) -> Option<&'static crate::fast_path::GroupCell> {
+    fn group_cell(&self, group: GroupId) -> Option<&'static GroupCell> {
         self.memory?.groups.get(usize::from(group.0))
     }
 
@@ -162,17 +147,16 @@ impl FastPath {
         self.by_session.get(&id.0).copied()
     }
 
-    /// Ends the entries of a session at once. They are removed later.
-    fn stop(&mut self, number: u32) {
+    /// What the program and the gateway share of the session in a place that is in use.
+    fn cell(&self, number: u32) -> Option<&'static SessionCell> {
+        self.places.get(number as usize)?.as_ref()?;
+        self.memory?.sessions.get(number as usize)
+    }
+
+    /// Ends the entries of a session at once.
+    fn stop(&self, number: u32) {
         if let Some(memory) = self.memory {
-            memory.sessions[number as usize].stop();
-        }
-        if let Some(Some(place)) = self.places.get_mut(number as usize)
-            && !std::mem::replace(&mut place.is_stopped, true)
-        {
-            let flows = place.ways.map(|way| way.flow.encode());
-            self.changes
-                .extend(flows.map(|flow| Change::Remove { flow }));
+            memory.leave(number);
         }
     }
 
@@ -311,12 +295,6 @@ impl Gateway {
         }
     }
 
-    /// The entries could not be changed: there is no fast path from now on.
-    pub fn give_up_fast_path(&mut self) {
-        self.fast_path.stop_all();
-        self.fast_path.interfaces.fill(None);
-    }
-
     /// How many sessions have entries.
     pub fn fast_sessions(&self) -> usize {
         self.fast_path.by_session.len()
@@ -327,34 +305,31 @@ impl Gateway {
         self.fast_path.counters
     }
 
-    /// The changes of the entries to carry out now, in this order. Call it after packets and after
+    /// Gives sessions that have earned it entries. Call it after packets and after
     /// [`Gateway::handle_timeout`].
     ///
     /// Packets of a session that wait for the process when its entries are made are overtaken by
     /// those that come next, which a TCP sender takes for losses. So sessions get their entries
     /// when no packets wait (`is_drained`), or at last after 10 ms.
-    pub fn poll_fast_path(&mut self, now: Time, is_drained: bool) -> Vec<Change> {
-        if !is_drained && !self.fast_path.candidates.is_empty() {
-            let since = *self.fast_path.waiting_since.get_or_insert(now);
+    pub fn poll_fast_path(&mut self, now: Time, is_drained: bool) {
+        let fast_path = &mut self.fast_path;
+        if !is_drained && !fast_path.candidates.is_empty() {
+            let since = *fast_path.waiting_since.get_or_insert(now);
             if now.since(since) < ENTERS_AFTER {
-                return std::mem::take(&mut self.fast_path.changes);
+                return;
             }
         }
-        self.fast_path.waiting_since = None;
-        let from = self
-            .fast_path
-            .candidates
-            .len()
-            .saturating_sub(ENTERED_AT_A_TIME);
-        for id in self.fast_path.candidates.split_off(from) {
+        fast_path.waiting_since = None;
+        let count = fast_path.candidates.len();
+        let from = count.saturating_sub(ENTERED_AT_A_TIME);
+        for id in fast_path.candidates.split_off(from) {
             self.enter(now, id);
         }
-        std::mem::take(&mut self.fast_path.changes)
     }
 
     /// Whether [`Gateway::poll_fast_path`] has something to do.
     #[inline]
-    pub fn has_fast_changes(&self) -> bool {
-        !self.fast_path.candidates.is_empty() || !self.fast_path.changes.is_empty()
+    pub fn has_fast_candidates(&self) -> bool {
+        !self.fast_path.candidates.is_empty()
     }
 }

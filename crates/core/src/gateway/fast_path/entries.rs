@@ -2,13 +2,13 @@
 
 use crate::config::PickupGuarantee;
 use crate::event::RouteTarget;
-use crate::fast_path::{Change, Entry, Flow};
+use crate::fast_path::{Entry, Flow, Way};
 use crate::flow::{Direction, Family, PortId, Protocol};
 use crate::session::{Numbers, Session, SessionFlags, SessionId, Tracker};
 use crate::sync::Copies;
 use crate::time::Time;
 
-use super::{MOST_CANDIDATES, MOST_HOT, Place, Way};
+use super::{MOST_CANDIDATES, MOST_HOT, Place};
 use crate::gateway::{Gateway, Role};
 
 impl Gateway {
@@ -31,24 +31,16 @@ impl Gateway {
         }
     }
 
-    /// Ends the entries of a session that may no longer have them.
+    /// Ends the entries of a session that may no longer have them, or that lead elsewhere now.
     pub(super) fn check_place(&mut self, id: SessionId) {
         let Some(number) = self.fast_path.place_of(id) else {
             return;
         };
-        let ways = self.fast_ways(id).ok();
-        let Some(Some(place)) = self.fast_path.places.get(number as usize) else {
+        let Some(cell) = self.fast_path.cell(number) else {
             return;
         };
-        let epoch = self
-            .fast_path
-            .group_cell(place.group)
-            .map(|cell| cell.epoch());
-        let has_moved = self
-            .sessions
-            .get(id)
-            .is_some_and(|session| session.group != place.group);
-        if ways != Some(place.ways) || epoch != Some(place.epoch) || has_moved {
+        let entry = self.entry_of(id).ok();
+        if !entry.is_some_and(|entry| cell.leads_like(&entry)) {
             self.fast_path.stop(number);
         }
     }
@@ -66,23 +58,37 @@ impl Gateway {
         }
     }
 
-    /// The ways of a session's packets, by direction, if the program may forward them; otherwise
-    /// why not.
-    pub(in crate::gateway) fn fast_ways(&self, id: SessionId) -> Result<[Way; 2], &str> {
+    /// What becomes of the packets of a session if the program may forward them; otherwise why not.
+    fn entry_of(&self, id: SessionId) -> Result<Entry, &str> {
         let session = self.sessions.get(id).ok_or("it has ended")?;
         if let Some(why) = self.why_slow(id, session) {
             return Err(why);
         }
         let [out, back] = Direction::ALL.map(|direction| self.fast_way(session, direction));
-        Ok([out?, back?])
+        let cell = self.fast_path.group_cell(session.group);
+        let (shifts, is_incomplete) = match &session.tracker {
+            Tracker::Tcp(tracker) => (
+                Direction::ALL.map(|direction| tracker.shift_of(direction)),
+                tracker.is_incomplete(),
+            ),
+            _ => ([0; 2], false),
+        };
+        Ok(Entry {
+            ways: [out?, back?],
+            group: session.group,
+            epoch: cell.ok_or("there is no fast path")?.epoch(),
+            shifts,
+            is_incomplete,
+        })
     }
 
     /// Why the kernel does not forward the packets of a session; none where there is no fast path.
     pub fn why_not_offloaded(&self, id: SessionId) -> Option<&str> {
         self.fast_path.memory?;
-        let way = self.fast_ways(id);
+        let entry = self.entry_of(id);
         Some(
-            way.err()
+            entry
+                .err()
                 .unwrap_or("it has had few packets, or found no room"),
         )
     }
@@ -149,7 +155,8 @@ impl Gateway {
         if !works(ingress) || !works(egress) {
             return Err("a port does not work");
         }
-        let interfaces = (interface(ingress)?, interface(egress)?);
+        let comes_by = interface(ingress)?;
+        interface(egress)?;
         let checks = |port| self.rules.port(port).source_check;
         if !checks(ingress) || !checks(egress) {
             return Err("a port has source-check = false");
@@ -181,10 +188,9 @@ impl Gateway {
         Ok(Way {
             flow: Flow {
                 key: session.key(direction, book),
-                interface: interfaces.0,
+                interface: comes_by,
             },
             next_hop,
-            interface: interfaces.1,
             mtu: hop.mtu.unwrap_or(u32::MAX).min(self.links.link(egress).mtu),
         })
     }
@@ -194,60 +200,30 @@ impl Gateway {
         if self.fast_path.place_of(id).is_some() {
             return;
         }
-        let Ok(ways) = self.fast_ways(id) else {
+        let Ok(entry) = self.entry_of(id) else {
             return;
         };
         self.settle_places(now);
-        let (Some(memory), Some(number)) = (self.fast_path.memory, self.fast_path.free.pop())
-        else {
-            self.fast_path.counters.no_room += 1;
-            return;
-        };
         let Some(session) = self.sessions.get(id) else {
             return;
         };
-        let Some(cell) = self.fast_path.group_cell(session.group) else {
-            return;
-        };
-        self.fast_path.serial = self.fast_path.serial.wrapping_add(1).max(1);
-        let (serial, epoch, group) = (self.fast_path.serial, cell.epoch(), session.group);
-        let ports = session.ports(Direction::Original);
         let numbers = match &session.tracker {
             Tracker::Tcp(tracker) => tracker.numbers().unwrap_or_default(),
             _ => Numbers::default(),
         };
-        memory.sessions[number as usize].begin(now, serial, &numbers);
-        for (direction, way) in Direction::ALL.into_iter().zip(ways) {
-            let (shift, is_incomplete) = match &session.tracker {
-                Tracker::Tcp(tracker) => (tracker.shift_of(direction), tracker.is_incomplete()),
-                _ => (0, false),
-            };
-            let entry = Entry {
-                to: session.translated(direction, self.sessions.book()),
-                next_hop: way.next_hop,
-                interface: way.interface,
-                mtu: way.mtu,
-                group,
-                epoch,
-                session: number,
-                serial,
-                direction,
-                shift,
-                is_incomplete,
-            };
-            self.fast_path.changes.push(Change::Insert {
-                flow: way.flow.encode(),
-                entry: entry.encode(&way.flow.key),
-            });
+        let ports = session.ports(Direction::Original);
+        let fast_path = &mut self.fast_path;
+        let (Some(memory), Some(number)) = (fast_path.memory, fast_path.free.pop()) else {
+            fast_path.counters.no_room += 1;
+            return;
+        };
+        fast_path.serial = fast_path.serial.wrapping_add(1).max(1);
+        if !memory.enter(number, (now, fast_path.serial), &numbers, &entry) {
+            fast_path.free.push(number);
+            fast_path.counters.no_room += 1;
+            return;
         }
-        self.fast_path.places[number as usize] = Some(Place {
-            id,
-            group,
-            epoch,
-            ports,
-            ways,
-            is_stopped: false,
-        });
+        fast_path.places[number as usize] = Some(Place { id, ports });
         self.fast_path.by_session.insert(id.0, number);
         self.fast_path.counters.entered += 1;
         if self.cluster().is_some() && self.fast_path.hot.len() < MOST_HOT {
@@ -308,7 +284,7 @@ impl Gateway {
             return;
         };
         let cell = &memory.sessions[number as usize];
-        let (last, original) = (cell.last().tick(), place.ways[0].flow.key);
+        let (last, group) = (cell.last().tick(), cell.group());
         for direction in Direction::ALL {
             let (packets, bytes) = cell.take(direction);
             if packets == 0 {
@@ -319,9 +295,9 @@ impl Gateway {
                 Direction::Reply => (place.ports.1, place.ports.0),
             };
             let counted = (direction, packets, bytes);
-            self.fast_path.count(ports, place.group, counted, last);
+            self.fast_path.count(ports, group, counted, last);
             self.sessions.edit(place.id, |session, around| {
-                if session.key(Direction::Original, around.book) == original {
+                if cell.is_of(&session.key(Direction::Original, around.book)) {
                     session.packets[direction as usize] += packets;
                     session.bytes[direction as usize] += bytes;
                 }

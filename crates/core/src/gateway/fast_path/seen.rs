@@ -4,7 +4,7 @@ use crate::flow::{Direction, PortId};
 use crate::session::{Session, SessionFlags, SessionId};
 use crate::time::{Tick, Time};
 
-use super::{HOT_EACH, HOT_FROM, HOT_UNTIL, IDLE, LEASE, LOOKED_AT, LOOKS_EACH, MOST_HOT, Place};
+use super::{HOT_EACH, HOT_FROM, HOT_UNTIL, IDLE, LEASE, LOOKED_AT, LOOKS_EACH, MOST_HOT};
 use crate::gateway::{Gateway, Role};
 
 impl Gateway {
@@ -53,13 +53,16 @@ impl Gateway {
         let Some(Some(place)) = self.fast_path.places.get(number as usize) else {
             return;
         };
-        let (id, original) = (place.id, place.ways[0].flow.key);
+        let id = place.id;
+        let Some(cell) = self.fast_path.cell(number) else {
+            return;
+        };
         if self.fast_path.place_of(id) != Some(number) {
             return;
         }
         let session = self.sessions.get(id).filter(|session| {
             session.flags.contains(SessionFlags::OFFLOADED)
-                && session.key(Direction::Original, self.sessions.book()) == original
+                && cell.is_of(&session.key(Direction::Original, self.sessions.book()))
         });
         if session.is_none() {
             // A peer has removed it.
@@ -73,9 +76,7 @@ impl Gateway {
         if is_full && self.sessions.get(id).is_some_and(is_idle) {
             self.fast_path.stop(number);
         }
-        let is_stopped = |place: &Place| place.is_stopped;
-        let place = self.fast_path.places[number as usize].as_ref();
-        if place.is_some_and(is_stopped) {
+        if !cell.is_in_force() {
             self.free_place(now, number);
         } else if bytes >= HOT_FROM && self.cluster().is_some() {
             let hot = &mut self.fast_path.hot;
