@@ -115,6 +115,34 @@ fn a_session_without_room_in_the_index_gets_none() {
     are_found(&[0, 1, 2, 4, 5, 6, 7, 9]);
 }
 
+#[test]
+fn both_flows_of_a_session_come_in_or_neither() {
+    let memory = Memory::unshared(1, 256);
+    let two = Memory {
+        index: Index {
+            buckets: &memory.index.buckets[..2],
+            ..memory.index
+        },
+        ..memory
+    };
+    for seed in 0..16 {
+        let mut random = SplitMix64(seed);
+        let keys = std::array::from_fn(|_| random.next());
+        two.index.secret.set(keys, 2);
+        let came = (0..64).filter(|place| enter(&two, *place, &entry(*place as u8, 1000)));
+        let came: Vec<u32> = came.collect();
+        assert!(came.len() >= 12, "{came:?}");
+        for place in 0..64 {
+            let expected = match came.contains(&place) {
+                true => both(place),
+                false => [None; 2],
+            };
+            assert_eq!(found(&two, &entry(place as u8, 1000)), expected);
+        }
+        (0..64).for_each(|place| two.leave(place));
+    }
+}
+
 /// Their flows have the same hash: the program looks at two of them only.
 #[test]
 fn a_session_that_the_program_would_not_find_gets_no_place() {
