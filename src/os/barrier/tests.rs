@@ -78,7 +78,11 @@ fn is_what_nft_shows_and_goes_without_a_trace() {
             "icmpv6 type nd-redirect counter packets 0 bytes 0 drop",
             "ip saddr @virtual-ipv4 counter packets 0 bytes 0 drop",
             "meta mark set meta mark | 0x40000000",
-            "meta mark & 0x40000000 == 0x40000000 iif != @ports fib daddr type != local fib daddr type != broadcast fib daddr type != anycast fib daddr type != multicast counter packets 0 bytes 0 drop",
+            "iif != @ports accept",
+            "ip ttl <= 1 fib daddr type != local fib daddr type != broadcast fib daddr type != anycast fib daddr type != multicast drop",
+            "meta nfproto ipv4 meta l4proto != icmp accept",
+            "meta mark & 0x40000000 != 0x40000000 accept",
+            "iif != @ports fib daddr type != local fib daddr type != broadcast fib daddr type != anycast fib daddr type != multicast counter packets 0 bytes 0 drop",
         ] {
             assert!(shown.contains(line), "{line}: {shown}");
         }
