@@ -17,7 +17,9 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use tandemgw_core::fast_path::{Entry, Flow, Index, KEYS, Memory, Secret, Way, buckets_for};
+use tandemgw_core::fast_path::{
+    Entry, Flow, Index, KEYS, MOST_SESSIONS, Memory, Secret, Way, buckets_for,
+};
 use tandemgw_core::flow::{Addr, Direction, FlowKey, GroupId, Protocol};
 use tandemgw_core::session::Numbers;
 use tandemgw_core::time::Time;
@@ -30,8 +32,6 @@ use tandemgw_core::in_quotes::InQuotes;
 
 const OBJECT: &[u8] = include_bytes!("fast_path/program.bpf.o");
 const SECTION: &str = "tc";
-
-pub use tandemgw_core::fast_path::MOST_SESSIONS;
 
 /// What the program returns for a packet that it leaves to the process.
 pub const GO_ON: i32 = -1;
@@ -168,7 +168,8 @@ impl Drop for Attached {
 }
 
 impl FastPath {
-    /// Loads the program, with room for this number of sessions and groups.
+    /// Loads the program, with room for this number of groups, and of sessions up to
+    /// [`MOST_SESSIONS`].
     ///
     /// # Errors
     /// [`Unavailable`], for an operator to read.

@@ -18,7 +18,7 @@ use crate::random::SplitMix64;
 use crate::session::Numbers;
 use crate::time::Time;
 
-pub use cell::{ENTRY_WORDS, Entry, FLOW_WORDS, Flow, SessionCell, SideCell, Way};
+pub use cell::{Entry, FLOW_WORDS, Flow, SessionCell, SideCell, Way};
 pub use index::{Bucket, Index, KEYS, Secret, buckets_for};
 
 /// The most sessions that there can be places for: a place in the index has 16 bits for their
@@ -44,8 +44,7 @@ impl Memory {
         }
         let buckets = all::<Bucket>(buckets_for(sessions));
         let secret: &Secret = Box::leak(Box::default());
-        let mut random = SplitMix64(1);
-        secret.set(std::array::from_fn(|_| random.next()), buckets.len());
+        secret.set(keys(1), buckets.len());
         Memory {
             groups: all(groups),
             sessions: all(sessions),
@@ -97,6 +96,12 @@ impl Memory {
     pub fn find(&self, flow: &[u32; FLOW_WORDS]) -> Option<(u32, Direction)> {
         self.index.find(self, flow)
     }
+}
+
+/// Keys that are no secret.
+fn keys(seed: u64) -> [u64; KEYS] {
+    let mut random = SplitMix64(seed);
+    std::array::from_fn(|_| random.next())
 }
 
 /// Whether a group's entries are in force. Only the gateway writes it.

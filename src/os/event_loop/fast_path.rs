@@ -8,7 +8,7 @@ use tandemgw_core::flow::{MAX_GROUPS, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
-use super::super::fast_path::{Attached, FastPath, MOST_SESSIONS, Taken, Unavailable};
+use super::super::fast_path::{Attached, FastPath, Taken, Unavailable};
 use super::super::netlink::Netlink;
 use super::super::skipped::{self, Skipped};
 use super::super::worker::{self, Job, Progress};
@@ -51,8 +51,7 @@ impl FastPorts {
         if !config.ports.iter().any(wants) {
             return FastPorts::default();
         }
-        let sessions = config.node.max_sessions.min(MOST_SESSIONS);
-        let kernel = FastPath::load(sessions, MAX_GROUPS as u32);
+        let kernel = FastPath::load(config.node.max_sessions, MAX_GROUPS as u32);
         let ports = config.ports.iter();
         FastPorts {
             kernel: Some(kernel.map_err(|error| error.to_string())),

@@ -267,7 +267,7 @@ ALWAYS struct session *find(const struct flow *flow, __u32 *reply, __u32 *serial
 #pragma unroll
 	for (int i = 0; i < FLOW_WORDS; i++)
 		sum += hash->key[i] * words[i];
-	__u32 mixed = mix(sum >> 32), number = mixed & hash->mask, tag = mixed >> 18 << 1 | 1;
+	__u32 mixed = mix(sum >> 32), number = mixed & hash->mask, tag = TAG_OF(mixed);
 	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &number);
 	if (!bucket)
 		return NULL;
@@ -276,19 +276,19 @@ ALWAYS struct session *find(const struct flow *flow, __u32 *reply, __u32 *serial
 #pragma unroll
 	for (int i = 1; i < PLACES; i++) {
 		__u32 here = LOAD(bucket->place[i]);
-		if (here >> 17 == tag) {
+		if (HAS_TAG(here, tag)) {
 			other = place;
 			place = here;
 		}
 	}
-	if (place >> 17 != tag)
+	if (!HAS_TAG(place, tag))
 		return NULL;
 	struct session *session = session_at(place, reply, serial);
 	if (!session)
 		return NULL;
 	if (is_same(&session->flow[*reply], flow))
 		return session;
-	if (other >> 17 != tag)
+	if (!HAS_TAG(other, tag))
 		return NULL;
 	session = session_at(other, reply, serial);
 	if (!session)
@@ -309,7 +309,7 @@ ALWAYS bool read_way(struct session *session, __u32 reply, __u32 serial, struct 
 	way->group = session->group;
 	way->address_change = session->change[reply].address;
 	way->port_change = session->change[reply].port;
-	way->flags = FLAGS_OF(session, reply);
+	way->flags = session->flags;
 	way->shift = session->shift[reply];
 	barrier();
 	return serial && LOAD(session->serial) == serial;

@@ -21,6 +21,8 @@ struct secret {
 /* Where flows are found: 14 bits of the hash, USED, the number of the session, the direction. 0: nothing is here. */
 #define PLACES 16
 #define USED (1U << 17)
+#define TAG_OF(hash) (((hash) & ~(2 * USED - 1)) | USED)
+#define HAS_TAG(place, tag) (((place) & ~(USED - 1)) == (tag))
 struct bucket {
 	__u32 place[PLACES];
 };
@@ -37,9 +39,8 @@ struct side {
 	__u32 packets, end, acked, window;
 };
 
-#define PORTS 1		/* ports change */
+#define PORTS 1		/* ports change, in either direction */
 #define INCOMPLETE 2	/* part of the connection's history is missing: windows are wider */
-#define FLAGS_OF(session, reply) ((session)->flags >> (reply) * 2)
 
 /* What arrays hold is by direction. The first 64 bytes, a line of the cache, are written by the program, all others by
  * the process alone. */

@@ -3,9 +3,9 @@
 use std::fs;
 
 use super::{Check, MachineProblem};
-use crate::os::fast_path::MOST_SESSIONS;
 use crate::os::memory;
 use tandemgw_core::config::Config;
+use tandemgw_core::fast_path::MOST_SESSIONS;
 
 /// Bytes of a session that is translated and has a mapping, and what replication adds: see the
 /// chapter about sizing.

@@ -11,7 +11,7 @@ use crate::time::Time;
 /// The length of a [`Flow`], as the program reads it.
 pub const FLOW_WORDS: usize = 12;
 /// The length of an [`Entry`], as the program reads it.
-pub const ENTRY_WORDS: usize = 39;
+const ENTRY_WORDS: usize = 39;
 
 /// Where parts of an [`Entry`] are.
 const EPOCH: usize = 0;
@@ -132,26 +132,31 @@ impl Entry {
     fn words(&self) -> [u32; ENTRY_WORDS] {
         let mut words = [0; ENTRY_WORDS];
         words[EPOCH] = self.epoch;
-        let mut flags = 0;
         for (direction, way) in self.ways.iter().enumerate() {
-            let (from, to) = (&way.flow.key, self.ways[1 - direction].flow.key.reply());
-            // A change may be without effect on sums: 0xffff and 0 are the same there.
-            if (from.src_port, from.dst_port) != (to.src_port, to.dst_port) {
-                flags |= Self::PORTS << (direction * 2);
-            }
-            if self.is_incomplete {
-                flags |= Self::INCOMPLETE << (direction * 2);
-            }
-            words[SUMS + direction] = sums(from, &to);
+            words[SUMS + direction] = sums(&way.flow.key, &self.leaving(direction));
             words[MTUS + direction] = way.mtu;
             let flow = FLOWS + direction * FLOW_WORDS;
             words[flow..flow + FLOW_WORDS].copy_from_slice(&way.flow.words());
             let hop = NEXT_HOPS + direction * 4;
             words[hop..hop + 4].copy_from_slice(&words_of(&way.next_hop));
         }
+        let (from, to) = (&self.ways[0].flow.key, self.leaving(0));
+        let mut flags = 0;
+        // A change may be without effect on sums: 0xffff and 0 are the same there.
+        if (from.src_port, from.dst_port) != (to.src_port, to.dst_port) {
+            flags |= Self::PORTS;
+        }
+        if self.is_incomplete {
+            flags |= Self::INCOMPLETE;
+        }
         let [shift, other] = self.shifts;
         words[KIND] = u32::from_ne_bytes([self.group.0, flags, shift, other]);
         words
+    }
+
+    /// The key with which packets of a direction leave.
+    fn leaving(&self, direction: usize) -> FlowKey {
+        self.ways[1 - direction].flow.key.reply()
     }
 }
 
@@ -179,7 +184,7 @@ fn halves([a, b]: [u8; 2], [c, d]: [u8; 2]) -> u32 {
 
 impl SessionCell {
     /// No session has this serial.
-    pub const NO_SERIAL: u32 = 0;
+    const NO_SERIAL: u32 = 0;
 
     /// Begins to follow a session, of which these numbers are known at `now`.
     pub(super) fn begin(&self, now: Time, serial: u32, numbers: &Numbers, entry: &Entry) {

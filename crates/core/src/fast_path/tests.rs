@@ -54,6 +54,19 @@ fn both(place: u32) -> [Option<(u32, Direction)>; 2] {
     Direction::ALL.map(|direction| Some((place, direction)))
 }
 
+fn both_if(is_in: bool, place: u32) -> [Option<(u32, Direction)>; 2] {
+    match is_in {
+        true => both(place),
+        false => [None; 2],
+    }
+}
+
+fn with_buckets(count: usize) -> Memory {
+    let mut memory = Memory::unshared(1, 256);
+    memory.index.buckets = &memory.index.buckets[..count];
+    memory
+}
+
 proptest! {
     /// Sessions come, of hosts that may have one in another place, and go.
     #[test]
@@ -84,22 +97,12 @@ proptest! {
 
 #[test]
 fn a_session_without_room_in_the_index_gets_none() {
-    let memory = Memory::unshared(1, 256);
-    let one = Memory {
-        index: Index {
-            buckets: &memory.index.buckets[..1],
-            ..memory.index
-        },
-        ..memory
-    };
+    let one = with_buckets(1);
     // One bucket has places for 8 sessions.
     let entries: Vec<Entry> = (0..10).map(|host| entry(host, 1000)).collect();
     let are_found = |places: &[u32]| {
         for (place, entry) in (0..).zip(&entries) {
-            let expected = match places.contains(&place) {
-                true => both(place),
-                false => [None; 2],
-            };
+            let expected = both_if(places.contains(&place), place);
             assert_eq!(found(&one, entry), expected, "{place}");
         }
     };
@@ -117,27 +120,15 @@ fn a_session_without_room_in_the_index_gets_none() {
 
 #[test]
 fn both_flows_of_a_session_come_in_or_neither() {
-    let memory = Memory::unshared(1, 256);
-    let two = Memory {
-        index: Index {
-            buckets: &memory.index.buckets[..2],
-            ..memory.index
-        },
-        ..memory
-    };
+    let two = with_buckets(2);
     for seed in 0..16 {
-        let mut random = SplitMix64(seed);
-        let keys = std::array::from_fn(|_| random.next());
-        two.index.secret.set(keys, 2);
+        two.index.secret.set(keys(seed), 2);
         let came = (0..64).filter(|place| enter(&two, *place, &entry(*place as u8, 1000)));
         let came: Vec<u32> = came.collect();
         assert!(came.len() >= 12, "{came:?}");
         for place in 0..64 {
-            let expected = match came.contains(&place) {
-                true => both(place),
-                false => [None; 2],
-            };
-            assert_eq!(found(&two, &entry(place as u8, 1000)), expected);
+            let found = found(&two, &entry(place as u8, 1000));
+            assert_eq!(found, both_if(came.contains(&place), place));
         }
         (0..64).for_each(|place| two.leave(place));
     }
@@ -223,9 +214,7 @@ fn a_full_table_finds_room_in_the_index() {
     let memory = Memory::unshared(1, MOST_SESSIONS as usize);
     let buckets = memory.index.buckets.len();
     for seed in 0..3 {
-        let mut random = SplitMix64(seed);
-        let keys = std::array::from_fn(|_| random.next());
-        memory.index.secret.set(keys, buckets);
+        memory.index.secret.set(keys(seed), buckets);
         let session = |place: u32| entry((place >> 15) as u8, (place & 0x7fff) as u16);
         let refused = (0..MOST_SESSIONS).filter(|place| !enter(&memory, *place, &session(*place)));
         let refused: Vec<u32> = refused.collect();

@@ -213,19 +213,19 @@ impl Gateway {
         };
         let ports = session.ports(Direction::Original);
         let fast_path = &mut self.fast_path;
-        let (Some(memory), Some(number)) = (fast_path.memory, fast_path.free.pop()) else {
+        fast_path.serial = fast_path.serial.wrapping_add(1).max(1);
+        let begin = (now, fast_path.serial);
+        let enters = |place: &mut u32| {
+            let memory = fast_path.memory;
+            memory.is_some_and(|memory| memory.enter(*place, begin, &numbers, &entry))
+        };
+        let Some(number) = fast_path.free.pop_if(enters) else {
             fast_path.counters.no_room += 1;
             return;
         };
-        fast_path.serial = fast_path.serial.wrapping_add(1).max(1);
-        if !memory.enter(number, (now, fast_path.serial), &numbers, &entry) {
-            fast_path.free.push(number);
-            fast_path.counters.no_room += 1;
-            return;
-        }
         fast_path.places[number as usize] = Some(Place { id, ports });
-        self.fast_path.by_session.insert(id.0, number);
-        self.fast_path.counters.entered += 1;
+        fast_path.by_session.insert(id.0, number);
+        fast_path.counters.entered += 1;
         if self.cluster().is_some() && self.fast_path.hot.len() < MOST_HOT {
             self.fast_path.hot.push(number);
         }
