@@ -94,7 +94,8 @@ mod tests {
         let mut names: Vec<&str> = program.maps.iter().map(|(_, name)| name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names, ["counts", "flows", "groups", "sessions", "taken"]);
+        let expected = ["buckets", "counts", "groups", "secret", "sessions", "taken"];
+        assert_eq!(names, expected);
         for (at, _) in &program.maps {
             // BPF_LD | BPF_DW | BPF_IMM
             assert_eq!(program.code[*at], 0x18);
