@@ -24,6 +24,12 @@ impl Capture {
     /// Captures what matches `filter` (pcap-filter(7)); returns once it does.
     #[track_caller]
     pub fn start(ns: &Namespace, interface: &str, filter: &str) -> Capture {
+        Capture::start_with(ns, interface, &[], filter)
+    }
+
+    /// The same, with more options of tcpdump.
+    #[track_caller]
+    pub fn start_with(ns: &Namespace, interface: &str, options: &[&str], filter: &str) -> Capture {
         let (frames, theirs) = UnixDatagram::pair().expect("a socket pair");
         let mut socat = ns.command("socat");
         socat.args([
@@ -41,7 +47,9 @@ impl Capture {
 
         let mut tcpdump = Command::new("tcpdump");
         tcpdump
-            .args(["-n", "-e", "-l", "-r", "-", filter])
+            .args(["-n", "-e", "-l"])
+            .args(options)
+            .args(["-r", "-", filter])
             .stdin(Stdio::piped());
         let mut tcpdump = Process::spawn(tcpdump, &format!("{}# tcpdump {filter}", ns.name()));
         let pipe = tcpdump.stdin();

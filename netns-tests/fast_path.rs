@@ -37,7 +37,7 @@ fn started() -> Option<Lab> {
     started_with(EBPF)
 }
 
-fn started_with(offload: &str) -> Option<Lab> {
+pub fn started_with(offload: &str) -> Option<Lab> {
     let mut lab = Lab::new();
     want(&mut lab.unit, offload);
     lab.unit.start();
@@ -378,6 +378,7 @@ fn chains_of_others_bar_what_nobody_has_asked_for() {
     let policy = "nft add table ip6 f; nft 'add chain ip6 f gate { type filter hook forward priority \
                   0; policy drop; }; insert rule ip6 f gate accept'";
     let ingress = "filter hook ingress device eth1 priority 0";
+    let egress = "filter hook egress device eth1 priority 0";
     let cases = [
         (
             "inet",
@@ -400,6 +401,7 @@ fn chains_of_others_bar_what_nobody_has_asked_for() {
             "ip saddr 10.9.9.9 masquerade",
         ),
         ("netdev", ingress, "udp dport 99 drop"),
+        ("netdev", egress, "udp dport 99 drop"),
     ];
     let mut cases: Vec<(&str, String)> = cases
         .map(|(family, kind, rule)| (family, chain(family, kind, rule)))
@@ -483,9 +485,6 @@ fn filters_that_miss_nothing_bar_nothing() {
          nft 'add rule inet tandemgw f iifname \"tgw-*\" accept'; \
          nft 'add chain inet tandemgw i { type filter hook input priority 0; policy drop; }'; \
          nft 'add rule inet tandemgw i meta l4proto { icmp, icmpv6, tcp } accept'; \
-         nft add table netdev f; \
-         nft 'add chain netdev f o { type filter hook egress device eth1 priority 0; }'; \
-         nft 'add rule netdev f o udp dport 99 drop'; \
          tc qdisc add dev eth0 clsact; \
          tc filter add dev eth0 egress bpf da bytecode '1,6 0 0 4294967295'");
     let streams = Streams::start(&lab);

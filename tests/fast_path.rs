@@ -456,6 +456,31 @@ fn one_store_ends_what_an_entry_allows() {
 }
 
 /// By interface and family; what goes on to the process does not count.
+/// As the kernel does where it forwards IPv4 (RFC 1349, section 11: the four values of delay and
+/// throughput): queues and tags of VLANs go by that.
+#[test]
+fn packets_have_the_priority_that_the_kernel_gives() {
+    const PRIORITIES: [u32; 4] = [0, 2, 6, 4];
+    let Some(fast_path) = load() else { return };
+    for v6 in [false, true] {
+        let (from, to) = example(v6, Protocol::UDP);
+        enter(&fast_path, &entry(from, to));
+        for traffic_class in 0..=255u8 {
+            let mut packet = packet(&from, &[1; 9]);
+            packet.traffic_class = traffic_class;
+            let run = fast_path.test_run(&frame(&packet.bytes()), &[], false);
+            let run = run.unwrap();
+            assert_eq!(run.verdict, FORWARDED);
+            let of_ipv4 = PRIORITIES[usize::from(traffic_class >> 3 & 3)];
+            assert_eq!(
+                run.priority,
+                if v6 { 0 } else { of_ipv4 },
+                "{traffic_class}"
+            );
+        }
+    }
+}
+
 #[test]
 fn what_it_takes_is_counted() {
     let Some(fast_path) = load() else { return };

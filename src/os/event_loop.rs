@@ -398,6 +398,7 @@ impl Shell {
         self.enter_fast_path(now);
         // Routes that the gateway has just learned or removed.
         self.follow_routes();
+        self.follow_route_mtus();
         self.drain_outputs();
         if let Some(peers) = &mut self.peers {
             peers.send(now, &mut self.gateway);

@@ -27,11 +27,13 @@ use tandemgw_core::time::Time;
 use super::clock;
 use super::netlink::{Netlink, NetlinkError};
 pub use bpf::Run;
-pub use mapping::{Taken, TakenCount};
+pub use mapping::{Exits, Taken, TakenCount};
 use tandemgw_core::in_quotes::InQuotes;
 
 const OBJECT: &[u8] = include_bytes!("fast_path/program.bpf.o");
 const SECTION: &str = "tc";
+/// The program at TUN devices.
+const EXIT_SECTION: &str = "tc/exit";
 
 /// What the program returns for a packet that it leaves to the process.
 pub const GO_ON: i32 = -1;
@@ -57,6 +59,13 @@ impl fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
+impl Unavailable {
+    /// The kernel has refused the program at TUN devices.
+    pub(super) fn no_exit() -> Unavailable {
+        unavailable("loading the program")(io::ErrorKind::Unsupported.into())
+    }
+}
+
 fn unavailable(what: &'static str) -> impl FnOnce(io::Error) -> Unavailable {
     move |error| Unavailable { what, error }
 }
@@ -64,9 +73,12 @@ fn unavailable(what: &'static str) -> impl FnOnce(io::Error) -> Unavailable {
 /// The loaded program with its maps.
 pub struct FastPath {
     program: Program,
+    /// The program at TUN devices; none on a kernel that refuses it.
+    exit: Option<Program>,
     memory: Memory,
     counts: mapping::Counts,
     taken: Taken,
+    exits: Exits,
 }
 
 /// The program alone: another thread may put it at an interface.
@@ -87,14 +99,23 @@ impl Program {
     /// # Errors
     /// If there is no such interface, or the kernel refuses.
     pub fn attach(&self, interface: u32) -> Result<Attached, Unavailable> {
-        match bpf::attach(&self.0, interface) {
-            Ok(link) => Ok(Attached(At::Link { _link: link })),
+        match self.attach_link(interface) {
             // Before Linux 6.6.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            Err(it) if it.error.raw_os_error() == Some(libc::EINVAL) => {
                 self.attach_as_filter(interface)
             }
-            Err(error) => Err(unavailable("attaching the program")(error)),
+            result => result,
         }
+    }
+
+    /// Puts the program at the ingress of an interface, where the kernel removes it when the
+    /// process ends (tcx, Linux 6.6).
+    ///
+    /// # Errors
+    /// If there is no such interface, or the kernel refuses.
+    pub fn attach_link(&self, interface: u32) -> Result<Attached, Unavailable> {
+        let link = bpf::attach(&self.0, interface).map_err(unavailable("attaching the program"))?;
+        Ok(Attached(At::Link { _link: link }))
     }
 
     /// The same as a filter of tc, which older kernels have too. It stays where it is when the
@@ -181,6 +202,7 @@ impl FastPath {
         let (secret_map, secret) = mapping::array::<Secret>("secret", 1)?;
         let (count_map, counts) = mapping::array("counts", mapping::REASONS.len())?;
         let (taken_map, taken) = mapping::array("taken", mapping::TAKEN_PLACES)?;
+        let (exit_map, exits) = mapping::array("exits", mapping::EXIT_PLACES)?;
         secret[0].set(
             keys().map_err(unavailable("random numbers"))?,
             buckets.len(),
@@ -192,17 +214,19 @@ impl FastPath {
             ("secret", &secret_map),
             ("counts", &count_map),
             ("taken", &taken_map),
+            ("exits", &exit_map),
         ];
-        let code = linked(&maps).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
-        let code = code.map_err(unavailable("reading the program"))?;
-        let program = bpf::load_program("fast_path", &code, c"Dual MIT/GPL")
-            .map_err(unavailable("loading the program"))?;
+        let program = load_program("fast_path", SECTION, &maps)?;
+        let exit = load_program("exit", EXIT_SECTION, &maps).inspect_err(|error| {
+            log::debug!("no exit for the fast path error={}", InQuotes(error));
+        });
         let index = Index {
             buckets,
             secret: &secret[0],
         };
         Ok(FastPath {
-            program: Program(Arc::new(program)),
+            program,
+            exit: exit.ok(),
             memory: Memory {
                 groups,
                 sessions,
@@ -210,6 +234,7 @@ impl FastPath {
             },
             counts: mapping::Counts(counts),
             taken: Taken(taken),
+            exits: Exits(exits),
         })
     }
 
@@ -271,9 +296,19 @@ impl FastPath {
         self.taken
     }
 
-    /// The program, to put it at interfaces.
+    /// The program, to put it at the interfaces of ports.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// The program for TUN devices; none on a kernel that refuses it.
+    pub fn exit(&self) -> Option<&Program> {
+        self.exit.as_ref()
+    }
+
+    /// Which TUN devices use it.
+    pub fn exits(&self) -> Exits {
+        self.exits
     }
 
     /// Runs the program with a frame, as if it came in as `context` says (`struct __sk_buff`). With
@@ -307,11 +342,25 @@ fn datagram(src: Addr, dst: Addr) -> Vec<u8> {
     [&ethernet[..], &IP, src.octets(), dst.octets(), &UDP].concat()
 }
 
-/// The code of the program, with the numbers of its maps.
-fn linked(maps: &[(&str, &OwnedFd)]) -> Option<Vec<u8>> {
+/// Loads the program of a section.
+fn load_program(
+    name: &str,
+    section: &str,
+    maps: &[(&str, &OwnedFd)],
+) -> Result<Program, Unavailable> {
+    let code = linked(section, maps).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+    let code = code.map_err(unavailable("reading the program"))?;
+    let program = bpf::load_program(name, &code, c"Dual MIT/GPL");
+    program
+        .map(|program| Program(Arc::new(program)))
+        .map_err(unavailable("loading the program"))
+}
+
+/// The code of a program, with the numbers of its maps.
+fn linked(section: &str, maps: &[(&str, &OwnedFd)]) -> Option<Vec<u8>> {
     /// `BPF_PSEUDO_MAP_FD`, in the upper half of the byte for registers.
     const MAP: u8 = 1 << 4;
-    let mut program = elf::program(OBJECT, SECTION)?;
+    let mut program = elf::program(OBJECT, section)?;
     for (at, name) in &program.maps {
         let (_, map) = maps.iter().find(|(known, _)| known == name)?;
         let instruction = program.code.get_mut(*at..at + 8)?;

@@ -11,10 +11,12 @@ use std::collections::BTreeSet;
 
 use mio::{Registry, Token};
 use tandemgw_core::config::{Config, PortOffload};
+use tandemgw_core::flow::Family;
 use tandemgw_core::time::Time;
 
 use super::barrier::Post;
 use super::netlink::{NetlinkError, Watch, has_forwarding_ipsec_policies, watched};
+use super::sysctl;
 
 pub(super) use filters::Filters;
 
@@ -37,21 +39,27 @@ pub(super) struct Skipped {
     is_auto: Vec<bool>,
     /// By port: why it may not take the fast path.
     found: Vec<Option<String>>,
+    /// By port: whether its packets would skip nothing at all; and whether that is new.
+    skip_nothing: Vec<bool>,
+    is_new: bool,
     /// The interfaces of ports where the gateway's program was.
     attached: BTreeSet<u32>,
 }
 
 impl Skipped {
-    /// Nothing is known yet. `program` is the number of the gateway's own program.
-    pub(super) fn new(config: &Config, program: Option<u32>) -> Skipped {
+    /// Nothing is known yet. `program` and `exit` are the numbers of the gateway's own programs, at
+    /// ports and at TUN devices.
+    pub(super) fn new(config: &Config, program: Option<u32>, exit: Option<u32>) -> Skipped {
         let ports = config.ports.iter();
         let is_auto: Vec<bool> = ports.map(|it| it.offload == PortOffload::Auto).collect();
         Skipped {
             policies: None,
             is_ipsec: false,
-            filters: Filters::open(program),
+            filters: Filters::open(program, exit),
             filters_watch: None,
             found: unknown(config),
+            skip_nothing: Vec::new(),
+            is_new: false,
             attached: BTreeSet::new(),
             is_auto,
         }
@@ -85,12 +93,19 @@ impl Skipped {
     /// The watch of filters has something to tell.
     pub(super) fn hear_of_filters(&mut self) {
         self.filters_watch.iter_mut().for_each(Watch::clear);
-        self.filters.note_changed();
+        self.note_filters_changed();
     }
 
     /// Chains or filters of others have changed, or may have.
     pub(super) fn note_filters_changed(&mut self) {
         self.filters.note_changed();
+        // Until it is known what has changed: a new chain sees the next packet already.
+        self.set_skip_nothing(vec![false; self.skip_nothing.len()]);
+    }
+
+    fn set_skip_nothing(&mut self, skip_nothing: Vec<bool>) {
+        self.is_new |= skip_nothing != self.skip_nothing;
+        self.skip_nothing = skip_nothing;
     }
 
     /// Whether there is something new to look at.
@@ -111,15 +126,16 @@ impl Skipped {
             Ok(false) => None,
             Err(_) => Some(UNKNOWN),
         };
-        let found = match barred {
+        let bars = match barred {
             Some(why) => vec![Some(why.to_owned()); posts.len()],
-            None if !self.is_auto.contains(&true) => vec![None; posts.len()],
-            None => {
-                let bars = self.filters.bars(posts).into_iter().zip(&self.is_auto);
-                bars.map(|(bar, is_auto)| bar.filter(|_| *is_auto))
-                    .collect()
-            }
+            None => self.filters.bars(posts),
         };
+        let may_leave = self.filters.knows_programs() && !has_strict_filter();
+        let skip_nothing = bars.iter().map(|bar| may_leave && bar.is_none());
+        self.set_skip_nothing(skip_nothing.collect());
+        let bars = bars.into_iter().zip(&self.is_auto);
+        let found = bars.map(|(bar, is_auto)| bar.filter(|_| barred.is_some() || *is_auto));
+        let found: Vec<Option<String>> = found.collect();
         (found != self.found).then(|| {
             self.found.clone_from(&found);
             found
@@ -128,6 +144,12 @@ impl Skipped {
 }
 
 impl Skipped {
+    /// By port: whether its packets would skip nothing at all, if that has changed since the last
+    /// call.
+    pub(super) fn skip_nothing_if_new(&mut self) -> Option<Vec<bool>> {
+        std::mem::take(&mut self.is_new).then(|| self.skip_nothing.clone())
+    }
+
     /// Looks where the gateway's program is. The result are interfaces that had it and have it no
     /// longer: somebody has taken it off.
     pub(super) fn look_for_program(&mut self, posts: &[Post]) -> Vec<u32> {
@@ -137,6 +159,13 @@ impl Skipped {
         let gone = before.difference(&self.attached).filter(is_there);
         gone.copied().collect()
     }
+}
+
+/// Whether the stack drops what comes from a TUN device by its source, whatever the device's own
+/// parameter says.
+fn has_strict_filter() -> bool {
+    const STRICT: u32 = 1;
+    sysctl::get(Family::V4, "all", "rp_filter").is_ok_and(|value| value == Some(STRICT))
 }
 
 /// By port: what is said until it has been looked at.

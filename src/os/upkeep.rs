@@ -96,8 +96,8 @@ pub(super) enum Report {
     Restored(Restored),
     /// A port, or something that concerns all ports, could not be repaired. It is tried again.
     NotRepaired(Option<PortId>, SetupError),
-    /// A TUN device was gone; this one is in its place.
-    TunMade(PortId, Tun),
+    /// A TUN device was gone; this one, with that number, is in its place.
+    TunMade(PortId, Tun, u32),
     /// A TUN device is gone and could not be recreated.
     TunNotMade(PortId, io::Error),
     /// The barrier was incomplete for this reason, and was set again.
@@ -115,6 +115,9 @@ pub(super) enum Report {
     Detour(PortId, Option<String>),
     /// By port: why no packet of it may take the fast path; none if they may.
     FastPathBarred(Vec<Option<String>>),
+    /// By port: whether packets that the process has written would skip nothing if they left at
+    /// once.
+    SkipNothing(Vec<bool>),
     /// Somebody has taken the program of the fast path off the interface of that number.
     FastProgramGone(u32),
     /// Multicast groups of a recreated interface can't be joined, for this reason.
@@ -318,6 +321,7 @@ impl Keeper {
         }
         if has(FILTERS) {
             self.skipped.iter_mut().for_each(Skipped::hear_of_filters);
+            self.tell_of_exits();
         }
     }
 
@@ -335,11 +339,20 @@ impl Keeper {
         let has_rules = self.steering.has_foreign_rules();
         let found = skipped.look(has_rules, self.steering.posts());
         let gone = skipped.look_for_program(self.steering.posts());
+        self.tell_of_exits();
         if let Some(found) = found {
             self.tell(Report::FastPathBarred(found));
         }
         for link in gone {
             self.tell(Report::FastProgramGone(link));
+        }
+    }
+
+    /// Tells by which exits packets may leave, if that has changed.
+    fn tell_of_exits(&mut self) {
+        let skipped = self.skipped.as_mut();
+        if let Some(ports) = skipped.and_then(Skipped::skip_nothing_if_new) {
+            self.tell(Report::SkipNothing(ports));
         }
     }
 
@@ -409,6 +422,7 @@ impl Keeper {
                 self.steering.note_ruleset_changed();
                 let skipped = self.skipped.iter_mut();
                 skipped.for_each(Skipped::note_filters_changed);
+                self.tell_of_exits();
             }
             if look.changed {
                 self.repair_barrier();
@@ -553,7 +567,7 @@ impl Keeper {
         match made {
             Ok((tun, index)) => {
                 self.steering.replace_tun(port, index);
-                self.tell(Report::TunMade(port, tun));
+                self.tell(Report::TunMade(port, tun, index));
             }
             Err(error) => {
                 self.failed.insert(port);

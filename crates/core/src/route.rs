@@ -59,6 +59,8 @@ pub struct Fib {
     v6: PrefixMap<Prefix, Entry>,
     /// All prefixes, each at [`Entry::place`].
     prefixes: Vec<(Family, Prefix)>,
+    /// The shortest MTU that a route of IPv4 has set. It stays when the route goes.
+    shortest_mtu: Option<u32>,
     /// By family: prefixes that have a route with several next hops.
     spread: [BTreeSet<Prefix>; 2],
     generation: u32,
@@ -285,8 +287,16 @@ impl Fib {
         };
     }
 
+    /// The shortest MTU that a route of IPv4 has set so far; none if none has.
+    pub fn shortest_mtu(&self) -> Option<u32> {
+        self.shortest_mtu
+    }
+
     fn add(&mut self, route: &Route) -> bool {
         let (family, prefix) = net_prefix(&route.destination);
+        if let Some(mtu) = route.mtu.filter(|_| family == Family::V4) {
+            self.shortest_mtu = Some(self.shortest_mtu.map_or(mtu, |known| known.min(mtu)));
+        }
         let changed = self.add_candidate(route, family, prefix);
         if changed && (!route.hops.is_empty() || self.is_spread(family)) {
             self.note_spread(family, prefix);

@@ -79,15 +79,15 @@ impl ForeignChain {
     }
 
     /// Whether it sees packets of a port that take the way through the gateway, and does not see
-    /// them on the fast path: that passes no TUN device, and nothing at the interface until they
-    /// leave.
+    /// them on the fast path: that passes no TUN device, and no chain at the interface. Not even
+    /// one at egress: netfilter leaves out what a program at ingress has redirected
+    /// (`nf_skip_egress`).
     pub fn is_skipped_at(&self, interface: &str, tun: &str) -> bool {
         match self.place {
-            Place::Wire | Place::Ingress => {
+            Place::Wire | Place::Ingress | Place::Egress => {
                 self.is_at(self.place, interface) || self.is_at(self.place, tun)
             }
             Place::Prerouting | Place::Forward | Place::Postrouting => true,
-            Place::Egress => self.is_at(Place::Egress, tun),
         }
     }
 

@@ -46,6 +46,12 @@ fn open(index: u32, ethertype: libc::c_int) -> io::Result<OwnedFd> {
     set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
     // The least that there is: what finds no room is counted too, and costs next to nothing.
     set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &0i32)?;
+    set_option(
+        &socket,
+        libc::SOL_PACKET,
+        libc::PACKET_IGNORE_OUTGOING,
+        &1i32,
+    )?;
     // SAFETY: sockaddr_ll is plain old data, for which all zeroes are valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as libc::c_ushort;

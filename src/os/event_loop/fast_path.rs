@@ -10,6 +10,7 @@ use tandemgw_core::time::Time;
 
 use super::super::fast_path::{Attached, FastPath, Taken, Unavailable};
 use super::super::netlink::Netlink;
+use super::super::packet_socket::interface_index;
 use super::super::skipped::{self, Skipped};
 use super::super::worker::{self, Job, Progress};
 use super::Shell;
@@ -21,11 +22,17 @@ pub struct FastPorts {
     kernel: Option<Result<FastPath, String>>,
     /// By the number of the interface.
     at: BTreeMap<u32, Attached>,
+    /// By the number of the TUN device: the program there; none where the kernel refuses it.
+    exits: BTreeMap<u32, Option<Attached>>,
     /// By port; none if the config does not ask for the program there.
     ports: Vec<Option<FastPort>>,
     attaching: Option<Attaching>,
     /// By port: why no packet of it may take the fast path.
     barred: Vec<Option<String>>,
+    /// By port: whether the kernel does nothing to forwarded packets that an exit would skip.
+    skip_nothing: Vec<bool>,
+    /// The longest packets that may leave by exits, in bytes.
+    longest: u32,
 }
 
 /// A port that wants the program.
@@ -33,13 +40,24 @@ pub struct FastPorts {
 struct FastPort {
     /// The number of its interface; 0, which no interface has, if none was seen yet.
     interface: u32,
+    /// The number of its TUN device.
+    tun: u32,
     /// Why the program can't be there.
     failed: Option<String>,
 }
 
-/// The program is being put at an interface, which waits for the kernel's lock on interfaces.
+/// Where a program can be.
+#[derive(Clone, Copy)]
+enum Place {
+    /// The interface of a port.
+    Port(u32),
+    /// The TUN device of a port.
+    Tun(u32),
+}
+
+/// A program is being put at an interface, which waits for the kernel's lock on interfaces.
 struct Attaching {
-    interface: u32,
+    place: Place,
     job: Job<Result<Attached, Unavailable>>,
 }
 
@@ -71,7 +89,8 @@ impl FastPorts {
     /// Looks for what the program would skip; none without a program.
     pub(super) fn skipped(&self, config: &Config) -> Option<Skipped> {
         let kernel = self.kernel.as_ref()?.as_ref().ok()?;
-        Some(Skipped::new(config, kernel.program().number().ok()))
+        let exit = kernel.exit().and_then(|exit| exit.number().ok());
+        Some(Skipped::new(config, kernel.program().number().ok(), exit))
     }
 
     /// Why packets of a port may not take it.
@@ -79,13 +98,27 @@ impl FastPorts {
         self.barred.get(port.index())?.as_deref()
     }
 
-    /// An interface of a port where the program is missing.
-    fn missing(&self) -> Option<u32> {
-        let mut ports = self.ports.iter().flatten();
+    /// A place where a program is missing.
+    fn missing(&self) -> Option<Place> {
+        let ports = || self.ports.iter().flatten();
         let is_missing = |port: &&FastPort| {
             port.interface != 0 && port.failed.is_none() && !self.at.contains_key(&port.interface)
         };
-        ports.find(is_missing).map(|port| port.interface)
+        let has_exit = matches!(&self.kernel, Some(Ok(kernel)) if kernel.exit().is_some());
+        let lacks_exit =
+            |port: &&FastPort| has_exit && port.tun != 0 && !self.exits.contains_key(&port.tun);
+        let port = ports().find(is_missing);
+        let tun = || ports().find(lacks_exit).map(|port| Place::Tun(port.tun));
+        port.map(|port| Place::Port(port.interface)).or_else(tun)
+    }
+
+    /// Whether packets of the process may leave by the exit of a port.
+    fn may_leave(&self, port: PortId) -> bool {
+        let known = self.ports.get(port.index()).and_then(Option::as_ref);
+        let has_program = |port: &FastPort| matches!(self.exits.get(&port.tun), Some(Some(_)));
+        known.is_some_and(has_program)
+            && self.skip_nothing.get(port.index()) == Some(&true)
+            && self.state(port) == FastPathState::On
     }
 
     /// The state of a port.
@@ -144,6 +177,7 @@ impl Shell {
         for (index, wanted) in self.fast.ports.iter_mut().enumerate() {
             if let Some(port) = wanted {
                 port.interface = self.ports[index].socket.interface();
+                port.tun = number_of(self.ports[index].tun.name());
             }
         }
         self.show_fast_ports();
@@ -168,7 +202,8 @@ impl Shell {
         let Some(Some(known)) = self.fast.ports.get_mut(port.index()) else {
             return;
         };
-        let gone = std::mem::take(known).interface;
+        let gone = std::mem::take(&mut known.interface);
+        known.failed = None;
         if let Some(attached) = self.fast.at.remove(&gone) {
             worker::discard(&self.waker, vec![attached]);
         }
@@ -200,7 +235,52 @@ impl Shell {
         self.show_fast_ports();
     }
 
+    /// Opens the exits of the ports where packets of the process would skip nothing, and closes all
+    /// others.
+    pub(super) fn set_exits(&mut self) {
+        self.fast.longest = self.gateway.shortest_route_mtu();
+        let Some(Ok(kernel)) = &self.fast.kernel else {
+            return;
+        };
+        for (index, known) in self.fast.ports.iter().enumerate() {
+            let (Some(known), port) = (known, PortId::from_index(index)) else {
+                continue;
+            };
+            match self.fast.may_leave(port) && self.gateway.is_ethernet(port) {
+                true => {
+                    kernel
+                        .exits()
+                        .open(known.tun, known.interface, self.fast.longest);
+                }
+                false => kernel.exits().close(known.tun),
+            }
+        }
+    }
+
+    /// A route may ask for shorter packets than any before.
+    pub(super) fn follow_route_mtus(&mut self) {
+        if self.fast.longest != self.gateway.shortest_route_mtu() {
+            self.set_exits();
+        }
+    }
+
+    /// The TUN device of a port has this number now.
+    pub(super) fn note_fast_tun(&mut self, port: PortId, number: u32) {
+        let Some(Some(known)) = self.fast.ports.get_mut(port.index()) else {
+            return;
+        };
+        let gone = std::mem::replace(&mut known.tun, number);
+        if let Some(Ok(kernel)) = &self.fast.kernel {
+            kernel.exits().close(gone);
+        }
+        if let Some(attached) = self.fast.exits.remove(&gone) {
+            worker::discard(&self.waker, attached);
+        }
+    }
+
+    /// Shows how the ports forward, and lets packets leave accordingly.
     fn show_fast_ports(&mut self) {
+        self.set_exits();
         for (index, port) in self.view.ports.iter_mut().enumerate() {
             port.fast_path = self.fast.state(PortId::from_index(index));
         }
@@ -214,6 +294,12 @@ impl Shell {
             self.tell_barred(&before);
         }
         self.show_fast_ports();
+    }
+
+    /// By port: whether the kernel does nothing to forwarded packets that an exit would skip.
+    pub(super) fn set_skip_nothing(&mut self, skip_nothing: Vec<bool>) {
+        self.fast.skip_nothing = skip_nothing;
+        self.set_exits();
     }
 
     /// Tells what bars ports that was not said of them before: a line for each cause.
@@ -268,13 +354,11 @@ impl Shell {
         if known.interface == number || !matches!(self.fast.kernel, Some(Ok(_))) {
             return;
         }
-        *known = FastPort {
-            interface: number,
-            failed: None,
-        };
+        (known.interface, known.failed) = (number, None);
         self.gateway.set_fast_interface(port, None);
-        if self.fast.at.contains_key(&number) {
-            self.note_attached(number);
+        match self.fast.at.contains_key(&number) {
+            true => self.note_attached(number),
+            false => self.show_fast_ports(),
         }
     }
 
@@ -289,28 +373,33 @@ impl Shell {
         self.show_fast_ports();
     }
 
-    /// Puts the program at the interfaces where it is missing, one at a time.
+    /// Puts the programs at the interfaces where they are missing, one at a time.
     pub(super) fn attach_some(&mut self) {
         let Some(Ok(kernel)) = &self.fast.kernel else {
             return;
         };
-        if let Some(Attaching { interface, job }) = &self.fast.attaching {
-            let (interface, progress) = (*interface, job.progress());
+        if let Some(Attaching { place, job }) = &self.fast.attaching {
+            let (place, progress) = (*place, job.progress());
             let attached = match progress {
                 Progress::UnderWay => return,
                 Progress::Done(attached) => attached.map_err(|error| error.to_string()),
                 Progress::Failed => Err("attaching the program failed".to_owned()),
             };
             self.fast.attaching = None;
-            return self.end_attaching(interface, attached);
+            return self.end_attaching(place, attached);
         }
-        let Some(interface) = self.fast.missing() else {
+        let Some(place) = self.fast.missing() else {
             return;
         };
-        let program = kernel.program().clone();
-        match Job::begin(&self.waker, move || program.attach(interface)) {
-            Ok(job) => self.fast.attaching = Some(Attaching { interface, job }),
-            Err(error) => self.end_attaching(interface, Err(error.to_string())),
+        let (program, exit) = (kernel.program().clone(), kernel.exit().cloned());
+        let attach = move || match (place, exit) {
+            (Place::Port(interface), _) => program.attach(interface),
+            (Place::Tun(tun), Some(exit)) => exit.attach_link(tun),
+            (Place::Tun(_), None) => Err(Unavailable::no_exit()),
+        };
+        match Job::begin(&self.waker, attach) {
+            Ok(job) => self.fast.attaching = Some(Attaching { place, job }),
+            Err(error) => self.end_attaching(place, Err(error.to_string())),
         }
         let unused = self.fast.take_unused();
         if !unused.is_empty() {
@@ -318,7 +407,22 @@ impl Shell {
         }
     }
 
-    fn end_attaching(&mut self, interface: u32, attached: Result<Attached, String>) {
+    fn end_attaching(&mut self, place: Place, attached: Result<Attached, String>) {
+        let interface = match place {
+            Place::Port(interface) => interface,
+            Place::Tun(tun) => {
+                // Without it packets go through the stack: nobody needs to do anything.
+                let log = |why: &_| log::debug!("no exit tun={tun} why={}", InQuotes(why));
+                let attached = attached.inspect_err(log).ok();
+                let mut ports = self.fast.ports.iter().flatten();
+                if ports.any(|port| port.tun == tun) {
+                    self.fast.exits.insert(tun, attached);
+                } else {
+                    worker::discard(&self.waker, attached);
+                }
+                return self.set_exits();
+            }
+        };
         match attached {
             Ok(attached) => {
                 self.fast.at.insert(interface, attached);
@@ -349,4 +453,10 @@ impl Shell {
             self.view.fast_path.extend(kernel.counts());
         }
     }
+}
+
+/// The number of an interface; 0 if there is none of that name.
+fn number_of(interface: &str) -> u32 {
+    let number = interface_index(interface).map(libc::c_int::cast_unsigned);
+    number.unwrap_or(0)
 }

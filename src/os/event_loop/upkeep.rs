@@ -45,7 +45,7 @@ impl Shell {
                 self.name_of(port),
                 InQuotes(&error)
             ),
-            Report::TunMade(port, tun) => self.take_tun(port, tun),
+            Report::TunMade(port, tun, number) => self.take_tun(port, tun, number),
             Report::TunNotMade(port, error) => log::error!(
                 "tun not made port={0} device=tgw-{0} error={1}",
                 self.gateway.port_name(port),
@@ -59,6 +59,7 @@ impl Shell {
             Report::NotFollowed(error) => spread::tell_not_followed(&error),
             Report::Readdressed(warnings) => self.routes_followed(warnings),
             Report::FastPathBarred(barred) => self.bar_fast_path(barred),
+            Report::SkipNothing(ports) => self.set_skip_nothing(ports),
             Report::FastProgramGone(interface) => self.lose_fast_program(interface),
             Report::NotJoined(warning) => {
                 log::warn!("groups not joined why={}", InQuotes(&warning))
@@ -127,7 +128,7 @@ impl Shell {
     }
 
     /// Continues with a TUN device that replaces one that is gone.
-    fn take_tun(&mut self, port: PortId, mut tun: Tun) {
+    fn take_tun(&mut self, port: PortId, mut tun: Tun, number: u32) {
         let name = self.gateway.port_name(port);
         let token = tun_token(port.index());
         let registry = self.poll.registry();
@@ -140,6 +141,7 @@ impl Shell {
         let former = std::mem::replace(&mut self.ports[port.index()].tun, tun);
         worker::discard(&self.waker, former);
         self.ready.tuns.insert(port.index());
+        self.note_fast_tun(port, number);
     }
 }
 

@@ -267,6 +267,8 @@ pub struct Run {
     pub verdict: i32,
     /// The frame after it.
     pub frame: Vec<u8>,
+    /// Its priority for the queue of the interface that it leaves by.
+    pub priority: u32,
 }
 
 /// Runs the program once with a frame that comes in as `context` says (`struct __sk_buff`). What it
@@ -280,7 +282,11 @@ pub(super) fn test_run(
     context: &[u8],
     flags: u32,
 ) -> io::Result<Run> {
+    /// Room for `struct __sk_buff`, and where it has the priority.
+    const CONTEXT: usize = 256;
+    const PRIORITY: usize = 32;
     let mut out = vec![0; frame.len() + 256];
+    let mut context_out = [0; CONTEXT];
     let mut attributes = TestRun {
         program: number(program),
         size_in: frame.len() as u32,
@@ -290,16 +296,20 @@ pub(super) fn test_run(
         repeat: 1,
         context_size_in: context.len() as u32,
         context_in: address(context),
+        context_size_out: CONTEXT as u32,
+        context_out: context_out.as_mut_ptr() as u64,
         flags,
         ..TestRun::default()
     };
     // SAFETY: that is what PROG_TEST_RUN reads; the addresses are those of slices that live until
-    // the call returns, of the lengths given, and `out` may be written.
+    // the call returns, of the lengths given, and those for results may be written.
     unsafe { call(PROG_TEST_RUN, &mut attributes) }?;
     out.truncate(attributes.size_out as usize);
+    let priority = context_out[PRIORITY..].first_chunk().copied();
     Ok(Run {
         verdict: attributes.result as i32,
         frame: out,
+        priority: u32::from_ne_bytes(priority.unwrap_or_default()),
     })
 }
 

@@ -88,17 +88,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_names_its_maps() {
-        let program = program(super::super::OBJECT, super::super::SECTION).unwrap();
-        assert!(program.code.len() > 800 && program.code.len().is_multiple_of(8));
-        let mut names: Vec<&str> = program.maps.iter().map(|(_, name)| name.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let expected = ["buckets", "counts", "groups", "secret", "sessions", "taken"];
-        assert_eq!(names, expected);
-        for (at, _) in &program.maps {
-            // BPF_LD | BPF_DW | BPF_IMM
-            assert_eq!(program.code[*at], 0x18);
+    fn the_programs_name_their_maps() {
+        use super::super::{EXIT_SECTION, OBJECT, SECTION};
+        let at_ports = ["buckets", "counts", "groups", "secret", "sessions", "taken"];
+        let at_tuns = ["counts", "exits", "taken"];
+        for (section, expected) in [(SECTION, &at_ports[..]), (EXIT_SECTION, &at_tuns)] {
+            let program = program(OBJECT, section).unwrap();
+            assert!(program.code.len() > 800 && program.code.len().is_multiple_of(8));
+            let mut names: Vec<&str> = program.maps.iter().map(|(_, name)| name.as_str()).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names, expected);
+            for (at, _) in &program.maps {
+                // BPF_LD | BPF_DW | BPF_IMM
+                assert_eq!(program.code[*at], 0x18);
+            }
         }
     }
 

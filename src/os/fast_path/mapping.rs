@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tandemgw_core::fast_path::{Bucket, GroupCell, Secret, SessionCell};
 
@@ -32,22 +32,63 @@ impl Counts {
 }
 
 /// What the program has forwarded, by the interface that it came in by (`TAKEN_PLACE`), and by that
-/// which it left by (`GIVEN_PLACE`).
+/// which it left by (`GIVEN_PLACE`); and what has left by exits (`LEFT_PLACE`).
 #[derive(Clone, Copy, Debug)]
 pub struct Taken(pub(super) &'static [AtomicU64]);
+
+/// The TUN devices whose packets may leave by the port at once, past the stack of the kernel: by
+/// their numbers (`EXITS` in `program.h`).
+#[derive(Clone, Copy, Debug)]
+pub struct Exits(pub(super) &'static [ExitCell]);
+
+/// One of them (`struct exit`).
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct ExitCell {
+    pair: AtomicU64,
+    longest: AtomicU32,
+    zero: AtomicU32,
+}
 
 /// How much the program has forwarded since some time. Only differences of it mean something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TakenCount(u64);
 
+/// How many places for TUN devices there are.
+pub(super) const EXIT_PLACES: usize = 1024;
+
 const CPUS: usize = 16;
 const INTERFACES: usize = 1024;
 
 /// How many places for counts there are.
-pub(super) const TAKEN_PLACES: usize = 2 * GIVEN;
+pub(super) const TAKEN_PLACES: usize = 3 * REGION;
 
+/// Places of the same kind: those of what came in are the first.
+const REGION: usize = CPUS * INTERFACES * 2;
 /// Where those begin of what left.
-const GIVEN: usize = CPUS * INTERFACES * 2;
+const GIVEN: usize = REGION;
+/// Where those begin of what left by the exit of a TUN device.
+const LEFT: usize = 2 * REGION;
+
+impl Exits {
+    /// From now on packets of at most so many bytes that are written to a TUN device leave by an
+    /// interface at once, if the kernel would send them there. Of devices whose numbers differ by a
+    /// multiple of 1024, only for the one that was opened last.
+    pub fn open(self, tun: u32, interface: u32, longest: u32) {
+        let pair = u64::from(tun) << 32 | u64::from(interface);
+        let cell = &self.0[tun as usize % EXIT_PLACES];
+        cell.longest.store(longest, Ordering::Release);
+        cell.pair.store(pair, Ordering::Release);
+    }
+
+    /// They go through the stack again.
+    pub fn close(self, tun: u32) {
+        let cell = &self.0[tun as usize % EXIT_PLACES];
+        if cell.pair.load(Ordering::Relaxed) >> 32 == u64::from(tun) {
+            cell.pair.store(0, Ordering::Release);
+        }
+    }
+}
 
 impl Taken {
     /// By family, IPv4 first. Interfaces whose numbers differ by a multiple of 1024 share a count.
@@ -59,6 +100,11 @@ impl Taken {
     pub fn given(self, interface: u32) -> TakenCount {
         let [v4, v6] = [0, 1].map(|family| self.sum(interface, GIVEN + family));
         TakenCount(v4.wrapping_add(v6))
+    }
+
+    /// By family: what has left by the exit of a TUN device.
+    pub fn left(self, tun: u32) -> [TakenCount; 2] {
+        [0, 1].map(|family| TakenCount(self.sum(tun, LEFT + family)))
     }
 
     fn sum(self, interface: u32, from: usize) -> u64 {
@@ -104,7 +150,7 @@ pub(super) fn array<T: Cell>(
 pub(super) unsafe trait Cell {}
 
 // SAFETY: they are made of atomic integers (and 32 bytes of padding at the end of a cell). Their
-// sizes are 16, 256, 64, 104 and 8.
+// sizes are 16, 256, 64, 104, 16 and 8.
 unsafe impl Cell for GroupCell {}
 // SAFETY: as above.
 unsafe impl Cell for SessionCell {}
@@ -112,6 +158,8 @@ unsafe impl Cell for SessionCell {}
 unsafe impl Cell for Bucket {}
 // SAFETY: as above.
 unsafe impl Cell for Secret {}
+// SAFETY: as above.
+unsafe impl Cell for ExitCell {}
 // SAFETY: as above.
 unsafe impl Cell for AtomicU64 {}
 

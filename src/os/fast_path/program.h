@@ -69,5 +69,15 @@ _Static_assert(sizeof(struct session) == 256, "as in Rust");
 #define TAKEN_PLACE(cpu, ifindex, is_v6) (((cpu) & 15) << 11 | ((ifindex) & 1023) << 1 | (is_v6))
 #define GIVEN_PLACE(cpu, ifindex, is_v6) (1 << 15 | TAKEN_PLACE(cpu, ifindex, is_v6))
 
+/* Where packets are counted that left by the exit at a TUN device. */
+#define LEFT_PLACE(cpu, ifindex, is_v6) (2 << 15 | TAKEN_PLACE(cpu, ifindex, is_v6))
+
+/* By the number of a TUN device, modulo this. */
+#define EXITS 1024
+struct exit {
+	__u64 pair;	     /* that number << 32 | the number of the port's interface */
+	__u32 longest, zero; /* bytes of a packet from the IP header on: no route asks for less */
+};
+
 /* Why a packet goes on to the process. */
 enum why { NO_ENTRY, NOT_IN_FORCE, FLAGS, WINDOW, TOO_BIG, ODD, LOST, WHYS };

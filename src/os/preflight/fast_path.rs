@@ -17,7 +17,7 @@ pub(super) fn check(config: &Config, network: &Network) -> Option<Check> {
         return None;
     }
     let mut against = obstacles(config);
-    let filters = Filters::open(None).skipped(&posts(config, network));
+    let filters = Filters::open(None, None).skipped(&posts(config, network));
     against.extend(filters.into_iter().map(|what| {
         let remedy = "write what they forbid as policies of the gateway; or offload = \"tun\"";
         let what = match is_asked_for {

@@ -32,6 +32,8 @@ pub(in crate::os) struct Filters {
     /// The gateway's own program, by its number in the kernel; none where this can't be told, and
     /// so neither which programs are of others.
     own_program: Option<u32>,
+    /// The same, at TUN devices.
+    own_exit: Option<u32>,
     nftables: Option<Nftables>,
     netlink: Option<Netlink>,
     /// None if the kernel does not tell.
@@ -49,9 +51,10 @@ pub(in crate::os) struct Filters {
 
 impl Filters {
     /// Nothing is known yet. Opens its sockets in the network namespace of the calling thread.
-    pub(in crate::os) fn open(own_program: Option<u32>) -> Filters {
+    pub(in crate::os) fn open(own_program: Option<u32>, own_exit: Option<u32>) -> Filters {
         Filters {
             own_program,
+            own_exit,
             nftables: opened(Nftables::open()),
             netlink: opened(Netlink::open()),
             chains: None,
@@ -71,6 +74,11 @@ impl Filters {
     /// Whether there is something new to look at.
     pub(in crate::os) fn is_due(&self, now: Time) -> bool {
         self.is_stale && now >= self.next_listing
+    }
+
+    /// Whether it can be told which programs are of others.
+    pub(in crate::os) fn knows_programs(&self) -> bool {
+        self.own_program.is_some() && self.own_exit.is_some()
     }
 
     /// By port: why its packets may not take the fast path; none if they would skip nothing.
@@ -163,13 +171,22 @@ impl Filters {
             .filtered
             .iter()
             .filter(move |link| names.contains(link));
-        let own = self.own_program;
-        let has_foreign =
-            |link| own.is_some_and(|own| programs_at(link).iter().any(|it| *it != own));
-        let programs = post.index.filter(|link| has_foreign(*link));
+        let own = [self.own_program, self.own_exit];
+        // Where it is not known which one is our own, nothing can be told.
+        let has_foreign = move |link| {
+            let is_foreign = |it: &u32| !own.contains(&Some(*it));
+            self.own_program.is_some() && programs_at(link).iter().any(is_foreign)
+        };
+        let links = [
+            (post.index, &post.interface),
+            (Some(post.tun), &post.tun_name),
+        ];
+        let programs = links
+            .into_iter()
+            .filter(move |(link, _)| link.is_some_and(has_foreign));
         let chains = chains.map(ForeignChain::name);
         chains
             .chain(filtered.map(|link| format!("filters of tc at {link}")))
-            .chain(programs.map(|_| format!("a program of others at {} (tcx)", post.interface)))
+            .chain(programs.map(|(_, name)| format!("a program of others at {name} (tcx)")))
     }
 }

@@ -23,6 +23,10 @@ const PAUSE: u32 = 40;
 /// the other passes.
 const PATROL: u32 = 120;
 
+/// With as many packets of a family between two looks, one look says enough of a port that is not
+/// in doubt: each place that counts costs each packet some 20 ns.
+const MANY: u64 = 5000;
+
 /// Packets of a family that come to one place, and not to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gap {
@@ -160,17 +164,68 @@ pub(super) struct Measurements {
 
 struct Running {
     measurement: Measurement,
-    interface: u32,
-    /// What the fast path had taken when it began, by family.
-    taken: [TakenCount; 2],
+    /// What the programs of the fast path have taken.
+    taken: TakenAt,
     last: Passed,
     looks: u32,
+    /// So many packets have passed that more looks would tell nothing else.
+    is_clear: bool,
+    /// The packet filter was changed since the last look: what passed before says nothing.
+    is_mixed: bool,
     /// For so many looks it is not measured again, if nothing is found.
     pause: u32,
 }
 
-/// A measurement of an interface, and what the fast path had taken of its packets before.
-type Begun = (Measurement, u32, [TakenCount; 2]);
+/// Two interfaces, that of a port and its TUN device, and what the programs there had taken when a
+/// measurement began, by family.
+#[derive(Clone, Copy)]
+struct TakenAt {
+    links: [u32; 2],
+    before: [[TakenCount; 2]; 2],
+}
+
+impl TakenAt {
+    fn begin(links: [u32; 2], taken: Option<Taken>) -> TakenAt {
+        let [port, tun] = links;
+        let before = taken.map(|taken| [taken.of(port), taken.left(tun)]);
+        TakenAt {
+            links,
+            before: before.unwrap_or_default(),
+        }
+    }
+
+    /// Corrects what was counted by what the program at the port has taken from all chains, and by
+    /// what that at the TUN device has sent past them.
+    fn correct(self, passed: &mut Passed, taken: Taken) {
+        let [port, tun] = self.links;
+        let now = [taken.of(port), taken.left(tun)];
+        let since =
+            |at: usize, family: usize| now[at][family].packets_since(self.before[at][family]);
+        for family in [0, 1] {
+            passed.wire[family] = passed.wire[family].saturating_sub(since(0, family));
+            let left = since(1, family);
+            for place in [&mut passed.written, &mut passed.released, &mut passed.sent] {
+                place[family] += left;
+            }
+        }
+    }
+}
+
+impl Passed {
+    /// Whether many packets have passed all places, and none of a family and direction that came
+    /// vanishes.
+    fn is_clear(&self) -> bool {
+        let passes = |family: usize| {
+            let came = self.arrived[family].max(self.wire[family]);
+            let came = came.saturating_sub(self.own[family]);
+            let (handed, sent) = (self.handed[family], self.sent[family]);
+            (came == 0 || handed > STRAY) && (self.written[family] == 0 || sent > STRAY)
+        };
+        let many = [self.handed, self.sent];
+        let has_many = many.iter().flatten().any(|count| *count >= MANY);
+        has_many && Gap::find(self).is_none() && passes(0) && passes(1)
+    }
+}
 
 impl Measurements {
     /// What has passed since the last look, by port.
@@ -181,13 +236,12 @@ impl Measurements {
                 return false;
             };
             if let Some(taken) = taken {
-                let all = taken.of(running.interface);
-                for (wire, (now, before)) in now.wire.iter_mut().zip(all.iter().zip(running.taken))
-                {
-                    *wire = wire.saturating_sub(now.packets_since(before));
-                }
+                running.taken.correct(&mut now, taken);
             }
-            passed.insert(*port, now.since(running.last));
+            let since = now.since(running.last);
+            let is_mixed = std::mem::take(&mut running.is_mixed);
+            running.is_clear = since.is_clear() && !is_mixed;
+            passed.insert(*port, since);
             running.last = now;
             running.looks += 1;
             true
@@ -203,7 +257,9 @@ impl Measurements {
         self.pausing.retain(|_, pause| *pause > 0);
         let pausing = &mut self.pausing;
         self.running.retain(|port, running| {
-            let stays = running.looks < LOOKS || has_obstacle(*port);
+            let is_patrol = running.pause == PATROL;
+            let is_over = running.looks >= LOOKS || is_patrol && running.is_clear;
+            let stays = !is_over || has_obstacle(*port);
             if !stays {
                 pausing.insert(*port, running.pause);
             }
@@ -212,18 +268,24 @@ impl Measurements {
     }
 
     /// Measures a port, unless that was just done or others are measured already.
-    fn begin(&mut self, port: PortId, pause: u32, begin: impl FnOnce() -> Option<Begun>) {
+    fn begin(
+        &mut self,
+        port: PortId,
+        pause: u32,
+        begin: impl FnOnce() -> Option<(Measurement, TakenAt)>,
+    ) {
         let is_known = self.running.contains_key(&port) || self.pausing.contains_key(&port);
         if is_known || self.running.len() >= MOST_MEASURED {
             return;
         }
         self.changed.retain(|other| *other != port);
         match begin() {
-            Some((measurement, interface, taken)) => {
+            Some((measurement, taken)) => {
                 let running = Running {
                     measurement,
-                    interface,
                     taken,
+                    is_clear: false,
+                    is_mixed: false,
                     last: Passed::default(),
                     looks: 0,
                     pause,
@@ -243,6 +305,7 @@ impl Steering {
         self.measurements.pausing.clear();
         for running in self.measurements.running.values_mut() {
             running.looks = 0;
+            running.is_mixed = true;
         }
     }
 
@@ -274,11 +337,16 @@ impl Steering {
             let post: Option<&Post> = posts.get(port.index()).filter(|post| post.index.is_some());
             let taken = self.taken;
             self.measurements.begin(port, pause, || {
-                let interface = post?.index?;
-                let taken = taken.map(|taken| taken.of(interface)).unwrap_or_default();
-                let begun = barrier.measure(post?);
+                let post = post?;
+                let taken = TakenAt::begin([post.index?, post.tun], taken);
+                let begun = barrier.measure(post);
+                let interface = &post.interface;
+                log::debug!(
+                    "port measured interface={interface} in_doubt={}",
+                    pause == PAUSE
+                );
                 let log = |error: &_| log::debug!("port not measured error={}", InQuotes(error));
-                Some((begun.inspect_err(log).ok()?, interface, taken))
+                Some((begun.inspect_err(log).ok()?, taken))
             });
         }
     }

@@ -230,6 +230,8 @@ fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
             // A value of its own, which only a change of the device's MTU sets too.
             (Family::V6, "mtu", TUN_MTU),
             (Family::V6, DISABLE_IPV6, 0),
+            // The stack looks at `force_forwarding` too, the exit of the fast path only at this.
+            (Family::V6, "forwarding", 1),
         ]);
     }
     parameters

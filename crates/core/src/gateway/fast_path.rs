@@ -286,6 +286,17 @@ impl Gateway {
         }
     }
 
+    /// Whether the interface of a port has an Ethernet address.
+    pub fn is_ethernet(&self, port: PortId) -> bool {
+        self.links.link(port).mac != [0; 6]
+    }
+
+    /// The shortest MTU that a route of IPv4 has set since the start, in bytes; `u32::MAX` if none
+    /// has.
+    pub fn shortest_route_mtu(&self) -> u32 {
+        self.routes.shortest_mtu().unwrap_or(u32::MAX)
+    }
+
     /// By port: the kernel does something with forwarded packets that the program would skip, so
     /// that none of the port may take it; or nothing any longer.
     pub fn bar_fast_path(&mut self, barred: Vec<Option<String>>) {

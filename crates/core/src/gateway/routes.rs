@@ -40,6 +40,11 @@ impl Routes {
         self.fib.generation() != before
     }
 
+    /// See [`Fib::shortest_mtu`].
+    pub(super) fn shortest_mtu(&self) -> Option<u32> {
+        self.fib.shortest_mtu()
+    }
+
     /// Whether routes wait to be removed.
     pub(super) fn is_sweeping(&self) -> bool {
         self.fib.is_sweeping()

@@ -146,7 +146,7 @@ impl Gateway {
             let interfaces = &self.fast_path.interfaces;
             let number = interfaces.get(port.index()).copied().flatten();
             // The program reads a header of Ethernet.
-            if self.links.link(port).mac == [0; 6] {
+            if !self.is_ethernet(port) {
                 return Err("a port is not Ethernet");
             }
             number.ok_or("a port is not in the fast path")
