@@ -60,7 +60,7 @@ fn leave_at_once(lab: &Lab, server: &str) -> bool {
 /// From now on the server answers no datagrams and no connections.
 fn silence(server: &Namespace) {
     server.sh(
-        "nft 'add table inet silent; add chain inet silent in { type filter hook input priority 0; \
+        "nft 'add table inet silent; flush table inet silent; add chain inet silent in { type filter hook input priority 0; \
          }; add rule inet silent in meta l4proto { tcp, udp } drop'",
     );
 }
@@ -68,11 +68,17 @@ fn silence(server: &Namespace) {
 /// A lab whose server answers nothing, so that only the clients' packets count.
 fn started(offload: &str) -> Option<Lab> {
     let lab = started_with(offload)?;
+    assert_leave_at_once(&lab);
+    Some(lab)
+}
+
+/// Waits until packets of new sessions leave past the stack. The server is silent from then on.
+#[track_caller]
+pub fn assert_leave_at_once(lab: &Lab) {
     silence(&lab.server);
     for server in SERVER {
-        wait_until("packets leave at once", || leave_at_once(&lab, server));
+        wait_until("packets leave at once", || leave_at_once(lab, server));
     }
-    Some(lab)
 }
 
 /// Whatever the config says: filters of others see each packet of the process that they are for.

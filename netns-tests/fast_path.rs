@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::capture::Capture;
 use crate::conversation::{Conversations, Streams};
 use crate::doctor::doctor;
+use crate::fast_exit;
 use crate::lab::{Lab, SERVER, bracketed};
 use crate::pair::Pair;
 use crate::services::{self, Http};
@@ -536,6 +537,7 @@ fn a_gateway_that_may_not_measure_has_a_fast_path() {
     let streams = Streams::start(&lab);
     wait_for_offload(&lab.unit);
     streams.assert_whole();
+    fast_exit::assert_leave_at_once(&lab);
 }
 
 /// Nothing is forwarded for a process that is gone, and not for long for one that hangs.
