@@ -148,6 +148,20 @@ fn a_new_filter_stops_new_sessions() {
     capture.assert_empty();
 }
 
+/// The stack judges sources where somebody has asked for that.
+#[test]
+fn a_strict_filter_of_sources_sees_all_that_the_process_forwards() {
+    let Some(lab) = started("offload = \"ebpf\"") else {
+        return;
+    };
+    lab.unit.ns.sysctl("ipv4/conf/all/rp_filter", "1");
+    wait_until("packets pass the stack", || {
+        forwarded_of_new_sessions(&lab, SERVER[0]) >= DATAGRAMS * 2
+    });
+    lab.unit.ns.sysctl("ipv4/conf/all/rp_filter", "0");
+    assert_leave_at_once(&lab);
+}
+
 /// The device that packets leave by may be another one.
 #[test]
 fn a_device_made_again_lets_packets_leave_at_once() {

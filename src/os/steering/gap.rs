@@ -372,6 +372,39 @@ mod tests {
     };
 
     #[test]
+    fn many_packets_that_all_pass_say_enough() {
+        let many = Passed {
+            handed: [MANY, 50],
+            sent: [MANY, 0],
+            ..ALL
+        };
+        assert!(many.is_clear());
+        assert!(!ALL.is_clear(), "few packets");
+        // Too few for a gap, but none of them comes on.
+        let none_of_one_family = Passed {
+            wire: [100, 4],
+            arrived: [100, 4],
+            came: [100, 4],
+            let_pass: [90, 0],
+            handed: [MANY, 0],
+            ..many
+        };
+        assert_eq!(Gap::find(&none_of_one_family), None);
+        assert!(!none_of_one_family.is_clear());
+        let none_sent = Passed {
+            written: [80, 4],
+            ..many
+        };
+        assert_eq!(Gap::find(&none_sent), None);
+        assert!(!none_sent.is_clear());
+        let gap = Passed {
+            released: [80, 20],
+            ..many
+        };
+        assert!(Gap::find(&gap).is_some() && !gap.is_clear());
+    }
+
+    #[test]
     fn the_gap_is_where_packets_of_a_family_come_no_further() {
         assert_eq!(Gap::find(&ALL), None);
         // Hosts that do not answer: what is sent waits for them in vain, beyond the last place.
