@@ -130,7 +130,7 @@ impl Skipped {
             Some(why) => vec![Some(why.to_owned()); posts.len()],
             None => self.filters.bars(posts),
         };
-        let may_leave = self.filters.knows_programs() && !has_strict_filter();
+        let may_leave = self.filters.is_certain() && !has_strict_filter();
         let skip_nothing = bars.iter().map(|bar| may_leave && bar.is_none());
         self.set_skip_nothing(skip_nothing.collect());
         let bars = bars.into_iter().zip(&self.is_auto);

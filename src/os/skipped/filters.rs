@@ -76,9 +76,10 @@ impl Filters {
         self.is_stale && now >= self.next_listing
     }
 
-    /// Whether it can be told which programs are of others.
-    pub(in crate::os) fn knows_programs(&self) -> bool {
-        self.own_program.is_some() && self.own_exit.is_some()
+    /// Whether all is known: nothing has changed since the last listing, and it can be told which
+    /// programs are of others.
+    pub(in crate::os) fn is_certain(&self) -> bool {
+        !self.is_stale && self.own_program.is_some() && self.own_exit.is_some()
     }
 
     /// By port: why its packets may not take the fast path; none if they would skip nothing.

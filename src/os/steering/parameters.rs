@@ -7,6 +7,7 @@ use super::plan::PortPlan;
 use super::{Family, KernelLink, Netlink, SetupError, SysctlError, link_local, net_family, sysctl};
 use crate::os::barrier::is_error_mark;
 use sysctl::MCAST_SOLICIT;
+use tandemgw_core::in_quotes::InQuotes;
 
 /// The IPv4 address of each TUN device.
 ///
@@ -70,6 +71,9 @@ pub(super) fn prepare(
         if forward(*family, &port.tun_name)? {
             changed.push(format!("forwarding of {}", port.tun_name));
         }
+    }
+    if families.contains(&Family::V6) {
+        let_packets_leave(&port.tun_name);
     }
     let addresses = netlink.addresses_of(tun.index)?;
     if !addresses.iter().any(|own| own.addr == TUN_ADDRESS) {
@@ -145,6 +149,14 @@ fn families_that_ask_for_none(port: &PortPlan) -> impl Iterator<Item = Family> {
     };
     let families = Family::ALL.into_iter();
     families.filter(has_hosts).filter(asks_none)
+}
+
+/// The stack looks at `force_forwarding` of a TUN device, the exit of the fast path at this. Without
+/// it packets of IPv6 leave through the stack.
+fn let_packets_leave(tun: &str) {
+    if let Err(error) = sysctl::set(Family::V6, tun, "forwarding", 1) {
+        log::debug!("no exit of IPv6 tun={tun} error={}", InQuotes(&error));
+    }
 }
 
 /// Enables IPv6 on the interface of a port. By itself the kernel would make an address that is of
@@ -230,8 +242,6 @@ fn parameters(families: &[Family]) -> Vec<(Family, &'static str, u32)> {
             // A value of its own, which only a change of the device's MTU sets too.
             (Family::V6, "mtu", TUN_MTU),
             (Family::V6, DISABLE_IPV6, 0),
-            // The stack looks at `force_forwarding` too, the exit of the fast path only at this.
-            (Family::V6, "forwarding", 1),
         ]);
     }
     parameters
