@@ -98,7 +98,8 @@ impl FastPorts {
         self.barred.get(port.index())?.as_deref()
     }
 
-    /// A place where a program is missing.
+    /// A place where a program is missing. TUN devices come first: a port that shows its program has
+    /// all there is.
     fn missing(&self) -> Option<Place> {
         let ports = || self.ports.iter().flatten();
         let is_missing = |port: &&FastPort| {
@@ -107,9 +108,10 @@ impl FastPorts {
         let has_exit = matches!(&self.kernel, Some(Ok(kernel)) if kernel.exit().is_some());
         let lacks_exit =
             |port: &&FastPort| has_exit && port.tun != 0 && !self.exits.contains_key(&port.tun);
-        let port = ports().find(is_missing);
-        let tun = || ports().find(lacks_exit).map(|port| Place::Tun(port.tun));
-        port.map(|port| Place::Port(port.interface)).or_else(tun)
+        let tun = ports().find(lacks_exit);
+        let port = || ports().find(is_missing);
+        tun.map(|port| Place::Tun(port.tun))
+            .or_else(|| port().map(|port| Place::Port(port.interface)))
     }
 
     /// Whether packets of the process may leave by the exit of a port.
