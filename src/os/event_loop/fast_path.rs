@@ -98,8 +98,8 @@ impl FastPorts {
         self.barred.get(port.index())?.as_deref()
     }
 
-    /// A place where a program is missing. TUN devices come first: a port that shows its program has
-    /// all there is.
+    /// A place where a program is missing. TUN devices come first: a port that shows its program
+    /// has all there is.
     fn missing(&self) -> Option<Place> {
         let ports = || self.ports.iter().flatten();
         let is_missing = |port: &&FastPort| {

@@ -151,8 +151,8 @@ fn families_that_ask_for_none(port: &PortPlan) -> impl Iterator<Item = Family> {
     families.filter(has_hosts).filter(asks_none)
 }
 
-/// The stack looks at `force_forwarding` of a TUN device, the exit of the fast path at this. Without
-/// it packets of IPv6 leave through the stack.
+/// The stack looks at `force_forwarding` of a TUN device, the exit of the fast path at this.
+/// Without it packets of IPv6 leave through the stack.
 fn let_packets_leave(tun: &str) {
     if let Err(error) = sysctl::set(Family::V6, tun, "forwarding", 1) {
         log::debug!("no exit of IPv6 tun={tun} error={}", InQuotes(&error));
