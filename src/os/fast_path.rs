@@ -59,13 +59,6 @@ impl fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
-impl Unavailable {
-    /// The kernel has refused the program at TUN devices.
-    pub(super) fn no_exit() -> Unavailable {
-        unavailable("loading the program")(io::ErrorKind::Unsupported.into())
-    }
-}
-
 fn unavailable(what: &'static str) -> impl FnOnce(io::Error) -> Unavailable {
     move |error| Unavailable { what, error }
 }

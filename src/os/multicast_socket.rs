@@ -8,7 +8,6 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use ipnet::IpNet;
 
-use super::check;
 use super::packet_socket::{self, interface_index, jump, new_socket, set_option};
 use tandemgw_core::config::Config;
 use tandemgw_core::event::{Offload, PartialChecksum};
@@ -200,20 +199,8 @@ fn open_socket(interface: &str, groups: &[IpNet]) -> io::Result<OwnedFd> {
     set_option(&socket, level, libc::SO_RCVBUFFORCE, wanted)
         .or_else(|_| set_option(&socket, level, libc::SO_RCVBUF, wanted))?;
     set_option(&socket, libc::SOL_PACKET, PACKET_VNET_HDR, &1i32)?;
-    set_option(
-        &socket,
-        libc::SOL_PACKET,
-        libc::PACKET_IGNORE_OUTGOING,
-        &1i32,
-    )?;
-    // SAFETY: sockaddr_ll is plain old data, for which all zeroes are valid.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as libc::c_ushort;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-    address.sll_ifindex = index;
-    let length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: `address` is a sockaddr_ll of the given length, and only read.
-    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    packet_socket::ignore_outgoing(&socket)?;
+    packet_socket::bind(&socket, index)?;
     Ok(socket)
 }
 

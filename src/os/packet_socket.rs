@@ -148,17 +148,28 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
     );
     sized.or_else(|_| set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER))?;
     // The filter drops them too; this spares the send path the call. Linux 4.20.
-    if let Err(error) = set_option(
-        &socket,
-        libc::SOL_PACKET,
-        libc::PACKET_IGNORE_OUTGOING,
-        &1i32,
-    ) {
+    if let Err(error) = ignore_outgoing(&socket) {
         log::debug!(
             "socket option not set option=PACKET_IGNORE_OUTGOING error={}",
             InQuotes(&error)
         );
     }
+    bind(&socket, index)?;
+    Ok(socket)
+}
+
+/// Has a packet socket see nothing that leaves. Linux 4.20.
+pub(super) fn ignore_outgoing(socket: &OwnedFd) -> io::Result<()> {
+    set_option(
+        socket,
+        libc::SOL_PACKET,
+        libc::PACKET_IGNORE_OUTGOING,
+        &1i32,
+    )
+}
+
+/// Binds a packet socket to an interface, for all protocols.
+pub(super) fn bind(socket: &OwnedFd, index: libc::c_int) -> io::Result<()> {
     // SAFETY: sockaddr_ll is plain old data, for which all zeroes are valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as libc::c_ushort;
@@ -166,8 +177,7 @@ fn open_socket(index: libc::c_int) -> io::Result<OwnedFd> {
     address.sll_ifindex = index;
     let length = size_of_val(&address) as libc::socklen_t;
     // SAFETY: `address` is a sockaddr_ll of the given length, and only read.
-    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
-    Ok(socket)
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })
 }
 
 /// The classic BPF program (Linux, `Documentation/networking/filter.rst`) that keeps incoming ARP,

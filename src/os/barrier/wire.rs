@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::os::check;
-use crate::os::packet_socket::{new_socket, set_option};
+use crate::os::packet_socket::{bind, ignore_outgoing, new_socket, set_option};
 
 /// One socket for each family, IPv4 first.
 pub(super) struct Wire {
@@ -46,21 +46,9 @@ fn open(index: u32, ethertype: libc::c_int) -> io::Result<OwnedFd> {
     set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
     // The least that there is: what finds no room is counted too, and costs next to nothing.
     set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &0i32)?;
-    set_option(
-        &socket,
-        libc::SOL_PACKET,
-        libc::PACKET_IGNORE_OUTGOING,
-        &1i32,
-    )?;
-    // SAFETY: sockaddr_ll is plain old data, for which all zeroes are valid.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as libc::c_ushort;
+    ignore_outgoing(&socket)?;
     // Only sockets for all protocols see packets before tc does.
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-    address.sll_ifindex = index.cast_signed();
-    let length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: `address` is a sockaddr_ll of the given length, and only read.
-    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    bind(&socket, index.cast_signed())?;
     Ok(socket)
 }
 

@@ -393,11 +393,16 @@ impl Shell {
         let Some(place) = self.fast.missing() else {
             return;
         };
-        let (program, exit) = (kernel.program().clone(), kernel.exit().cloned());
-        let attach = move || match (place, exit) {
-            (Place::Port(interface), _) => program.attach(interface),
-            (Place::Tun(tun), Some(exit)) => exit.attach_link(tun),
-            (Place::Tun(_), None) => Err(Unavailable::no_exit()),
+        let program = match place {
+            Place::Port(_) => Some(kernel.program()),
+            Place::Tun(_) => kernel.exit(),
+        };
+        let Some(program) = program.cloned() else {
+            return;
+        };
+        let attach = move || match place {
+            Place::Port(interface) => program.attach(interface),
+            Place::Tun(tun) => program.attach_link(tun),
         };
         match Job::begin(&self.waker, attach) {
             Ok(job) => self.fast.attaching = Some(Attaching { place, job }),
