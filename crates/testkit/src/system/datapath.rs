@@ -249,12 +249,28 @@ impl Lab {
                 self.wait_for_tuns()?;
                 // It comes up before it has read all routes.
                 std::thread::sleep(Duration::from_millis(500));
-                if kind == Forwarder::FastPath && self.status()?["fast_path"].is_null() {
-                    return Err("there is no fast path on this machine".into());
+                if kind == Forwarder::FastPath {
+                    self.wait_for_fast_path()?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// The programs are put at the ports one after the other.
+    fn wait_for_fast_path(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let status = self.status()?;
+            let ports = status["ports"].as_array().ok_or("no ports in the status")?;
+            if ports.iter().all(|port| port["offload"] == "ebpf") {
+                return Ok(());
+            }
+            if start.elapsed() > Duration::from_secs(10) {
+                return Err(format!("no fast path within 10 s: {}", status["ports"]).into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn wait_for_tuns(&mut self) -> Result<()> {
