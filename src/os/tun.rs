@@ -106,7 +106,7 @@ impl Tun {
     pub fn read(&mut self, buffer: &mut Buffer) -> io::Result<Option<usize>> {
         let start = self.level.start();
         loop {
-            match self.iface.recv(&mut buffer.bytes[start..]) {
+            match read_bytes(self.as_raw_fd(), &mut buffer.bytes[start..]) {
                 Ok(length) => {
                     buffer.length = length.saturating_sub(Buffer::PACKET - start);
                     buffer.take_header(self.level);
@@ -135,8 +135,7 @@ impl Tun {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let end = Buffer::PACKET + buffer.length;
-        self.iface.send(&buffer.bytes[self.level.start()..end])?;
-        Ok(())
+        write_bytes(self.as_raw_fd(), &buffer.bytes[self.level.start()..end])
     }
 
     /// Hands a packet that was not read from a TUN to the kernel. Tried once.
@@ -149,8 +148,7 @@ impl Tun {
             if offload.partial_checksum.is_some() || offload.segment_size > 0 {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            self.iface.send(packet)?;
-            return Ok(());
+            return write_bytes(self.as_raw_fd(), packet);
         }
         let header = header(packet, offload);
         let part = |bytes: &[u8]| libc::iovec {
@@ -373,6 +371,25 @@ fn rearm(iface: &Iface, offloads: Offloads) -> io::Result<Level> {
     match set_offloads(fd, tso | uso) {
         Ok(()) => Ok(Level::TsoUso),
         Err(_) => Ok(Level::Tso),
+    }
+}
+
+/// Like read(2). That of the C library is a place where a thread may be cancelled, which costs each
+/// packet 2 % of the gateway's time.
+#[inline]
+fn read_bytes(fd: RawFd, into: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the kernel writes at most as many bytes as the slice has.
+    let count = unsafe { libc::syscall(libc::SYS_read, fd, into.as_mut_ptr(), into.len()) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Like write(2), for the same reason. A TUN takes a packet whole or not at all.
+#[inline]
+fn write_bytes(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel reads as many bytes as the slice has.
+    match unsafe { libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
