@@ -30,6 +30,7 @@ mod doctor;
 mod events;
 mod examples;
 mod explain;
+mod fast_entrance;
 mod fast_exit;
 mod fast_path;
 mod forged;

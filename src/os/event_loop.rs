@@ -7,6 +7,7 @@
 mod addresses;
 mod fast_path;
 mod notices;
+mod packets;
 mod push;
 mod ready;
 mod reload;
@@ -26,9 +27,9 @@ use mio::{Events, Interest, Poll, Registry, Token, Waker};
 
 use tandemgw_core::config::Config;
 use tandemgw_core::control::{FastPathState, KeptConfig, PortIo, ShellView};
-use tandemgw_core::event::{Output, Verdict};
+use tandemgw_core::event::Output;
 use tandemgw_core::flow::{LinkId, PortId};
-use tandemgw_core::gateway::{Gateway, READ_AHEAD};
+use tandemgw_core::gateway::Gateway;
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
@@ -49,19 +50,14 @@ use super::signal::{Signal, Signals};
 use super::state_file::StateFile;
 use super::steering::Steering;
 use super::timer::Timer;
-use super::tun::{Buffer, Tun};
+use super::tun::Tun;
 use super::upkeep::Upkeep;
 
 pub use fast_path::FastPorts;
+use packets::Waiting;
 pub use push::recall;
 use ready::Ready;
 
-/// Packets read from one TUN before the other sources get their turn: some 100 µs.
-const PACKET_BUDGET: usize = 64;
-/// The time after which reading from it stops in this turn, whatever the packets cost.
-const PACKET_TIME: Duration = Duration::from_micros(250);
-/// A packet longer than this is forwarded before the next one is read.
-const LONG_PACKET: usize = 4096;
 /// Frames read from one packet socket in a turn, and the time after which no more are read.
 const FRAME_BUDGET: usize = 512;
 const FRAME_TIME: Duration = Duration::from_micros(150);
@@ -76,8 +72,10 @@ const HTTP: Token = Token(CONTROL.0 + 1 + MAX_CLIENTS);
 const NEIGHBORS: Token = Token(HTTP.0 + 1 + MAX_CLIENTS);
 /// Threads beside the loop have something to report.
 const WORKER: Token = Token(NEIGHBORS.0 + 1);
+/// Packets in the ring of the fast path, after the loop has begun to wait.
+const ARRIVALS: Token = Token(WORKER.0 + 1);
 /// The targets of `[[link-monitor]]`.
-const PROBES: Token = Token(WORKER.0 + 1);
+const PROBES: Token = Token(ARRIVALS.0 + 1);
 const PORTS: usize = PROBES.0 + MOST_MONITORS;
 
 /// `[[ha.link]]`s that a config can have.
@@ -104,7 +102,9 @@ pub struct Shell {
     fast: FastPorts,
     peers: Option<Peers>,
     probes: Probes,
-    buffers: [Buffer; READ_AHEAD],
+    batch: packets::Batch,
+    /// By port.
+    entrances: Vec<packets::Entrance>,
     /// Notices that the monitor has read, still to be handled.
     notices: std::vec::IntoIter<Notice>,
     ready: Ready,
@@ -174,6 +174,7 @@ impl Shell {
             .collect();
         let waker = Arc::new(Waker::new(registry, WORKER)?);
         let ready = Ready::new(ports.len());
+        let entrances = vec![packets::Entrance::default(); ports.len()];
         let streams = streams::Streams::open(config, registry)?;
         let chores = sockets::Chores::new(ports.len());
         Ok(Shell {
@@ -197,7 +198,8 @@ impl Shell {
             fast: FastPorts::default(),
             peers,
             probes: Probes::new(PROBES),
-            buffers: std::array::from_fn(|_| Buffer::new()),
+            batch: packets::Batch::default(),
+            entrances,
             notices: Vec::new().into_iter(),
             ready,
             streams,
@@ -279,8 +281,17 @@ impl Shell {
     fn wait(&mut self, events: &mut Events, began: Time) -> io::Result<()> {
         let now = clock::now();
         self.view.turns.observe(now.since(began));
-        let timeout = if self.is_busy() {
+        let is_busy = self.is_busy();
+        let waiting = if is_busy {
+            Waiting::Nothing
+        } else {
+            self.arrivals()
+        };
+        let timeout = if is_busy || waiting == Waiting::Complete {
             Some(Duration::ZERO)
+        } else if waiting == Waiting::Incomplete {
+            // Who copies it may have to wait for this CPU.
+            Some(Duration::from_millis(1))
         } else {
             let core = self.gateway.poll_timeout(now);
             let peers = self.peers.as_mut().and_then(Peers::timeout);
@@ -313,7 +324,7 @@ impl Shell {
             MONITOR => self.ready.monitor = true,
             NEIGHBORS => self.ready.neighbors = true,
             // Each turn looks at what they have to tell.
-            WORKER => {}
+            WORKER | ARRIVALS => {}
             TIMER => self.timer.fired(),
             WATCH => {
                 if let Some(peers) = &mut self.peers {
@@ -373,11 +384,7 @@ impl Shell {
         }
         // A takeover or a step-down comes before the packets that it concerns.
         self.drain_outputs();
-        let mut next = self.ready.tuns.next(0);
-        while let Some(index) = next {
-            self.read_packets(now, index);
-            next = self.ready.tuns.next(index + 1);
-        }
+        self.read_all_packets(now);
         self.read_streams(now);
         self.read_fast_counts();
         let registry = self.poll.registry();
@@ -405,66 +412,6 @@ impl Shell {
             self.drain_outputs();
         }
         Ok(())
-    }
-
-    fn read_packets(&mut self, now: Time, index: usize) {
-        let port = PortId::from_index(index);
-        // Chosen once a turn: a capture that is off costs a packet nothing.
-        let handle = if self.gateway.is_capturing() {
-            Gateway::handle_captured_packet
-        } else {
-            Gateway::handle_packet
-        };
-        let began = clock::now();
-        let mut left = PACKET_BUDGET;
-        while left > 0 && self.ready.tuns.contains(index) {
-            let count = self.read_some(index, left.min(self.gateway.read_ahead()));
-            left -= count.max(1);
-            let buffers = &mut self.buffers[..count];
-            let bytes = buffers.iter().map(|buffer| buffer.packet().len()).sum();
-            self.gateway.handle_batch(port, count, bytes);
-            if count > 1 {
-                let packets = buffers.iter().map(|b| (b.packet(), b.offload()));
-                self.gateway.announce_packets(packets);
-            }
-            for buffer in buffers {
-                let offload = buffer.offload();
-                let verdict = handle(&mut self.gateway, now, port, buffer.packet_mut(), offload);
-                if verdict != Verdict::Forward {
-                    continue;
-                }
-                let exit = &self.ports[self.gateway.exit().index()].tun;
-                if exit.write(buffer).is_err() {
-                    self.gateway.handle_write_failure();
-                }
-            }
-            if left.is_multiple_of(READ_AHEAD) && clock::now().since(began) >= PACKET_TIME {
-                return;
-            }
-        }
-    }
-
-    /// Fills up to `most` of the buffers from a TUN, until it is empty; returns how many.
-    fn read_some(&mut self, index: usize, most: usize) -> usize {
-        let tun = &mut self.ports[index].tun;
-        for (count, buffer) in self.buffers[..most].iter_mut().enumerate() {
-            match tun.read(buffer) {
-                // A second one as long would push it out of the cache before it is written.
-                Ok(Some(length)) if length > LONG_PACKET => return count + 1,
-                Ok(Some(_)) => {}
-                Ok(None) => {
-                    self.ready.tuns.remove(index);
-                    return count;
-                }
-                Err(error) => {
-                    let port = self.gateway.port_name(PortId::from_index(index));
-                    log::error!("tun not read port={port} error={}", InQuotes(&error));
-                    self.ready.tuns.remove(index);
-                    return count;
-                }
-            }
-        }
-        most
     }
 
     fn read_frames(&mut self, now: Time, index: usize) {

@@ -10,6 +10,7 @@
 mod bpf;
 mod elf;
 mod mapping;
+mod ring;
 
 use std::fmt;
 use std::io;
@@ -28,12 +29,15 @@ use super::clock;
 use super::netlink::{Netlink, NetlinkError};
 pub use bpf::Run;
 pub use mapping::{Exits, Taken, TakenCount};
+pub use ring::{Arrival, Arrivals, End, Gate};
 use tandemgw_core::in_quotes::InQuotes;
 
 const OBJECT: &[u8] = include_bytes!("fast_path/program.bpf.o");
 const SECTION: &str = "tc";
-/// The program at TUN devices.
+/// The programs at TUN devices.
+const TUN_OBJECT: &[u8] = include_bytes!("fast_path/tun.bpf.o");
 const EXIT_SECTION: &str = "tc/exit";
+const ENTRANCE_SECTION: &str = "tc/entrance";
 
 /// What the program returns for a packet that it leaves to the process.
 pub const GO_ON: i32 = -1;
@@ -66,8 +70,10 @@ fn unavailable(what: &'static str) -> impl FnOnce(io::Error) -> Unavailable {
 /// The loaded program with its maps.
 pub struct FastPath {
     program: Program,
-    /// The program at TUN devices; none on a kernel that refuses it.
+    /// The program at the ingress of TUN devices; none on a kernel that refuses it.
     exit: Option<Program>,
+    /// That at their egress, and what it hands over; the same.
+    entrance: Option<(Program, Arrivals)>,
     memory: Memory,
     counts: mapping::Counts,
     taken: Taken,
@@ -107,7 +113,20 @@ impl Program {
     /// # Errors
     /// If there is no such interface, or the kernel refuses.
     pub fn attach_link(&self, interface: u32) -> Result<Attached, Unavailable> {
-        let link = bpf::attach(&self.0, interface).map_err(unavailable("attaching the program"))?;
+        self.attach_to(interface, bpf::Side::Ingress)
+    }
+
+    /// The same at the egress.
+    ///
+    /// # Errors
+    /// As for [`attach_link`](Self::attach_link).
+    pub fn attach_to_egress(&self, interface: u32) -> Result<Attached, Unavailable> {
+        self.attach_to(interface, bpf::Side::Egress)
+    }
+
+    fn attach_to(&self, interface: u32, side: bpf::Side) -> Result<Attached, Unavailable> {
+        let link = bpf::attach(&self.0, interface, side);
+        let link = link.map_err(unavailable("attaching the program"))?;
         Ok(Attached(At::Link { _link: link }))
     }
 
@@ -132,10 +151,15 @@ impl Program {
 /// them.
 pub fn programs_at(interface: u32) -> Vec<u32> {
     // An error: no such interface, or an older kernel.
-    bpf::programs_at(interface).unwrap_or_default()
+    bpf::programs_at(interface, bpf::Side::Ingress).unwrap_or_default()
 }
 
-/// A program at the ingress of an interface, for as long as this lives.
+/// The same at the egress.
+pub fn programs_at_egress(interface: u32) -> Vec<u32> {
+    bpf::programs_at(interface, bpf::Side::Egress).unwrap_or_default()
+}
+
+/// A program at an interface, for as long as this lives.
 #[derive(Debug)]
 pub struct Attached(At);
 
@@ -195,7 +219,7 @@ impl FastPath {
         let (secret_map, secret) = mapping::array::<Secret>("secret", 1)?;
         let (count_map, counts) = mapping::array("counts", mapping::REASONS.len())?;
         let (taken_map, taken) = mapping::array("taken", mapping::TAKEN_PLACES)?;
-        let (exit_map, exits) = mapping::array("exits", mapping::EXIT_PLACES)?;
+        let (exit_map, exits) = mapping::array("exits", mapping::TUN_PLACES)?;
         secret[0].set(
             keys().map_err(unavailable("random numbers"))?,
             buckets.len(),
@@ -209,17 +233,19 @@ impl FastPath {
             ("taken", &taken_map),
             ("exits", &exit_map),
         ];
-        let program = load_program("fast_path", SECTION, &maps)?;
-        let exit = load_program("exit", EXIT_SECTION, &maps).inspect_err(|error| {
-            log::debug!("no exit for the fast path error={}", InQuotes(error));
-        });
+        let program = load_program("fast_path", OBJECT, SECTION, &maps)?;
+        let exit = load_program("exit", TUN_OBJECT, EXIT_SECTION, &maps);
+        let entrance = load_entrance(&maps);
         let index = Index {
             buckets,
             secret: &secret[0],
         };
         Ok(FastPath {
             program,
-            exit: exit.ok(),
+            exit: exit.inspect_err(|error| log_missing("exit", error)).ok(),
+            entrance: entrance
+                .inspect_err(|error| log_missing("entrance", error))
+                .ok(),
             memory: Memory {
                 groups,
                 sessions,
@@ -299,6 +325,21 @@ impl FastPath {
         self.exit.as_ref()
     }
 
+    /// The program that hands packets over at TUN devices; none on a kernel that refuses it.
+    pub fn entrance(&self) -> Option<&Program> {
+        self.entrance.as_ref().map(|(program, _)| program)
+    }
+
+    /// What it hands over.
+    pub fn arrivals(&mut self) -> Option<&mut Arrivals> {
+        self.entrance.as_mut().map(|(_, arrivals)| arrivals)
+    }
+
+    /// It is not used.
+    pub fn lose_entrance(&mut self) {
+        self.entrance = None;
+    }
+
     /// Which TUN devices use it.
     pub fn exits(&self) -> Exits {
         self.exits
@@ -315,6 +356,11 @@ impl FastPath {
         let flags = if complete { CHECKSUM_COMPLETE } else { 0 };
         bpf::test_run(&self.program.0, frame, context, flags)
     }
+}
+
+/// Without one of the programs at TUN devices, packets take the way that is longer.
+fn log_missing(what: &str, error: &Unavailable) {
+    log::debug!("no {what} of the fast path error={}", InQuotes(error));
 }
 
 /// Random numbers, by which nobody can tell how flows are hashed.
@@ -335,13 +381,24 @@ fn datagram(src: Addr, dst: Addr) -> Vec<u8> {
     [&ethernet[..], &IP, src.octets(), dst.octets(), &UDP].concat()
 }
 
+/// Loads the program at the egress of TUN devices, and makes the ring that it puts packets into.
+fn load_entrance(maps: &[(&str, &OwnedFd)]) -> Result<(Program, Arrivals), Unavailable> {
+    let (entrance_map, entrances) = mapping::array("entrances", mapping::TUN_PLACES)?;
+    let ring = bpf::create_ring("arrivals", ring::RING).map_err(unavailable("making a ring"))?;
+    let maps = [maps, &[("entrances", &entrance_map), ("arrivals", &ring)]].concat();
+    let program = load_program("entrance", TUN_OBJECT, ENTRANCE_SECTION, &maps)?;
+    Ok((program, Arrivals::new(ring, entrances)?))
+}
+
 /// Loads the program of a section.
 fn load_program(
     name: &str,
+    object: &[u8],
     section: &str,
     maps: &[(&str, &OwnedFd)],
 ) -> Result<Program, Unavailable> {
-    let code = linked(section, maps).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+    let code =
+        linked(object, section, maps).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
     let code = code.map_err(unavailable("reading the program"))?;
     let program = bpf::load_program(name, &code, c"Dual MIT/GPL");
     program
@@ -350,10 +407,10 @@ fn load_program(
 }
 
 /// The code of a program, with the numbers of its maps.
-fn linked(section: &str, maps: &[(&str, &OwnedFd)]) -> Option<Vec<u8>> {
+fn linked(object: &[u8], section: &str, maps: &[(&str, &OwnedFd)]) -> Option<Vec<u8>> {
     /// `BPF_PSEUDO_MAP_FD`, in the upper half of the byte for registers.
     const MAP: u8 = 1 << 4;
-    let mut program = elf::program(OBJECT, section)?;
+    let mut program = elf::program(object, section)?;
     for (at, name) in &program.maps {
         let (_, map) = maps.iter().find(|(known, _)| known == name)?;
         let instruction = program.code.get_mut(*at..at + 8)?;

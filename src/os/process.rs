@@ -81,7 +81,7 @@ fn fd_limit() -> Option<u64> {
     Some(limit.rlim_cur)
 }
 
-/// Raises the limit of open files to the maximum: each port takes four descriptors, and the usual
+/// Raises the limit of open files to the maximum: each port takes five descriptors, and the usual
 /// limit of 1024 is not enough for 512 ports. And has the kernel make its table of them as long as
 /// it can become.
 ///

@@ -18,7 +18,7 @@ use super::barrier::Post;
 use super::netlink::{NetlinkError, Watch, has_forwarding_ipsec_policies, watched};
 use super::sysctl;
 
-pub(super) use filters::Filters;
+pub(super) use filters::{Filters, Own};
 
 /// Why the fast path is not used.
 pub(super) const IPSEC: &str = "policies of IPsec may concern forwarded packets (ip xfrm policy)";
@@ -47,15 +47,14 @@ pub(super) struct Skipped {
 }
 
 impl Skipped {
-    /// Nothing is known yet. `program` and `exit` are the numbers of the gateway's own programs, at
-    /// ports and at TUN devices.
-    pub(super) fn new(config: &Config, program: Option<u32>, exit: Option<u32>) -> Skipped {
+    /// Nothing is known yet.
+    pub(super) fn new(config: &Config, own: Own) -> Skipped {
         let ports = config.ports.iter();
         let is_auto: Vec<bool> = ports.map(|it| it.offload == PortOffload::Auto).collect();
         Skipped {
             policies: None,
             is_ipsec: false,
-            filters: Filters::open(program, exit),
+            filters: Filters::open(own),
             filters_watch: None,
             found: unknown(config),
             skip_nothing: Vec::new(),

@@ -10,6 +10,10 @@ use super::check;
 use tandemgw_core::event::{Offload, PartialChecksum};
 use tandemgw_core::in_quotes::InQuotes;
 
+/// Packets that a TUN holds at least while the process is busy. The kernel's default of 500
+/// overflows in a burst; an Ethernet device has 1000.
+pub const QUEUE: u32 = 1000;
+
 /// Whether to ask the kernel for super-packets and unfinished checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offloads {
@@ -80,6 +84,11 @@ impl Tun {
             Level::Tso => "tso",
             Level::TsoUso => "tso+uso",
         }
+    }
+
+    /// Whether packets with an unfinished checksum can be written.
+    pub fn takes_unfinished(&self) -> bool {
+        self.level != Level::Plain
     }
 
     /// Sets the number of packets that the kernel queues for the gateway; 500 at first.
@@ -224,6 +233,17 @@ impl Buffer {
             length: 0,
             offload: Offload::default(),
         }
+    }
+
+    /// Holds this packet, which was not read from a TUN, from now on.
+    ///
+    /// # Panics
+    /// If it is longer than any packet.
+    pub fn fill(&mut self, packet: &[u8], offload: Offload) {
+        let start = Self::PACKET - Self::HEADER;
+        self.bytes[start..Self::PACKET].copy_from_slice(&header(packet, offload));
+        self.bytes[Self::PACKET..Self::PACKET + packet.len()].copy_from_slice(packet);
+        (self.length, self.offload) = (packet.len(), offload);
     }
 
     /// The kernel's description of the packet.

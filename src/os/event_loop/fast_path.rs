@@ -8,10 +8,10 @@ use tandemgw_core::flow::{MAX_GROUPS, PortId};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
-use super::super::fast_path::{Attached, FastPath, Taken, Unavailable};
+use super::super::fast_path::{Arrivals, Attached, FastPath, Program, Taken, Unavailable};
 use super::super::netlink::Netlink;
 use super::super::packet_socket::interface_index;
-use super::super::skipped::{self, Skipped};
+use super::super::skipped::{self, Own, Skipped};
 use super::super::worker::{self, Job, Progress};
 use super::Shell;
 
@@ -22,8 +22,8 @@ pub struct FastPorts {
     kernel: Option<Result<FastPath, String>>,
     /// By the number of the interface.
     at: BTreeMap<u32, Attached>,
-    /// By the number of the TUN device: the program there; none where the kernel refuses it.
-    exits: BTreeMap<u32, Option<Attached>>,
+    /// The programs at TUN devices; none where the kernel refuses one.
+    tuns: BTreeMap<TunPlace, Option<Attached>>,
     /// By port; none if the config does not ask for the program there.
     ports: Vec<Option<FastPort>>,
     attaching: Option<Attaching>,
@@ -52,7 +52,30 @@ enum Place {
     /// The interface of a port.
     Port(u32),
     /// The TUN device of a port.
-    Tun(u32),
+    Tun(TunPlace),
+}
+
+/// The number of a TUN device, and which of its two programs.
+type TunPlace = (u32, End);
+
+/// What a program at a TUN device is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    /// What the process has written leaves by it.
+    Exit,
+    /// What is for the process comes by it.
+    Entrance,
+}
+
+impl End {
+    const ALL: [End; 2] = [End::Exit, End::Entrance];
+
+    fn program(self, kernel: &FastPath) -> Option<&Program> {
+        match self {
+            End::Exit => kernel.exit(),
+            End::Entrance => kernel.entrance(),
+        }
+    }
 }
 
 /// A program is being put at an interface, which waits for the kernel's lock on interfaces.
@@ -89,8 +112,34 @@ impl FastPorts {
     /// Looks for what the program would skip; none without a program.
     pub(super) fn skipped(&self, config: &Config) -> Option<Skipped> {
         let kernel = self.kernel.as_ref()?.as_ref().ok()?;
-        let exit = kernel.exit().and_then(|exit| exit.number().ok());
-        Some(Skipped::new(config, kernel.program().number().ok(), exit))
+        let number = |program: Option<&Program>| program?.number().ok();
+        let own = Own {
+            port: number(Some(kernel.program())),
+            exit: number(kernel.exit()),
+            entrance: number(kernel.entrance()),
+        };
+        Some(Skipped::new(config, own))
+    }
+
+    /// The ring by which packets come to the process; none without the program at TUN devices.
+    pub(super) fn arrivals(&mut self) -> Option<&mut Arrivals> {
+        match &mut self.kernel {
+            Some(Ok(kernel)) => kernel.arrivals(),
+            _ => None,
+        }
+    }
+
+    /// The ring can't be used.
+    pub(super) fn lose_entrance(&mut self) {
+        if let Some(Ok(kernel)) = &mut self.kernel {
+            kernel.lose_entrance();
+        }
+    }
+
+    /// The port that has a TUN device.
+    pub(super) fn port_of(&self, tun: u32) -> Option<PortId> {
+        let is_it = |port: &Option<FastPort>| port.as_ref().is_some_and(|port| port.tun == tun);
+        self.ports.iter().position(is_it).map(PortId::from_index)
     }
 
     /// Why packets of a port may not take it.
@@ -105,22 +154,36 @@ impl FastPorts {
         let is_missing = |port: &&FastPort| {
             port.interface != 0 && port.failed.is_none() && !self.at.contains_key(&port.interface)
         };
-        let has_exit = matches!(&self.kernel, Some(Ok(kernel)) if kernel.exit().is_some());
-        let lacks_exit =
-            |port: &&FastPort| has_exit && port.tun != 0 && !self.exits.contains_key(&port.tun);
-        let tun = ports().find(lacks_exit);
+        let Some(Ok(kernel)) = &self.kernel else {
+            return None;
+        };
+        let ends = End::ALL
+            .into_iter()
+            .filter(|end| end.program(kernel).is_some());
+        let tuns = ports().filter(|port| port.tun != 0);
+        let tuns = tuns.flat_map(|port| ends.clone().map(|end| (port.tun, end)));
+        let mut tuns = tuns.filter(|place| !self.tuns.contains_key(place));
         let port = || ports().find(is_missing);
-        tun.map(|port| Place::Tun(port.tun))
-            .or_else(|| port().map(|port| Place::Port(port.interface)))
+        let tun = tuns.next().map(Place::Tun);
+        tun.or_else(|| port().map(|port| Place::Port(port.interface)))
     }
 
     /// Whether packets of the process may leave by the exit of a port.
     fn may_leave(&self, port: PortId) -> bool {
         let known = self.ports.get(port.index()).and_then(Option::as_ref);
-        let has_program = |port: &FastPort| matches!(self.exits.get(&port.tun), Some(Some(_)));
+        let has_program =
+            |port: &FastPort| matches!(self.tuns.get(&(port.tun, End::Exit)), Some(Some(_)));
         known.is_some_and(has_program)
             && self.skip_nothing.get(port.index()) == Some(&true)
             && self.state(port) == FastPathState::On
+    }
+
+    /// The TUN device of a port, if datagrams may come to the process past its queue.
+    fn may_enter(&self, port: PortId) -> Option<u32> {
+        let known = self.ports.get(port.index())?.as_ref()?;
+        let has_program = matches!(self.tuns.get(&(known.tun, End::Entrance)), Some(Some(_)));
+        let skips_nothing = self.skip_nothing.get(port.index()) == Some(&true);
+        (has_program && skips_nothing).then_some(known.tun)
     }
 
     /// The state of a port.
@@ -161,6 +224,7 @@ impl Shell {
     /// Begins to use the fast path where there is one. Call it before [`Shell::run`].
     pub fn use_fast_path(&mut self, fast: FastPorts) {
         self.fast = fast;
+        self.register_arrivals();
         self.remove_left_filters();
         match &self.fast.kernel {
             None => return,
@@ -257,6 +321,10 @@ impl Shell {
                 false => kernel.exits().close(known.tun),
             }
         }
+        for index in 0..self.ports.len() {
+            let tun = self.fast.may_enter(PortId::from_index(index));
+            self.allow_entrance(index, tun);
+        }
     }
 
     /// A route may ask for shorter packets than any before.
@@ -275,9 +343,11 @@ impl Shell {
         if let Some(Ok(kernel)) = &self.fast.kernel {
             kernel.exits().close(gone);
         }
-        if let Some(attached) = self.fast.exits.remove(&gone) {
+        let attached = End::ALL.map(|end| self.fast.tuns.remove(&(gone, end)));
+        if attached.iter().any(Option::is_some) {
             worker::discard(&self.waker, attached);
         }
+        self.set_exits();
     }
 
     /// Shows how the ports forward, and lets packets leave accordingly.
@@ -343,7 +413,8 @@ impl Shell {
     /// Sessions that have earned it get their entries.
     pub(super) fn enter_fast_path(&mut self, now: Time) {
         if self.gateway.has_fast_candidates() {
-            let is_drained = self.ready.tuns.next(0).is_none();
+            let is_empty = self.fast.arrivals().is_none_or(|it| it.is_empty());
+            let is_drained = is_empty && self.ready.tuns.next(0).is_none();
             self.gateway.poll_fast_path(now, is_drained);
         }
     }
@@ -395,14 +466,15 @@ impl Shell {
         };
         let program = match place {
             Place::Port(_) => Some(kernel.program()),
-            Place::Tun(_) => kernel.exit(),
+            Place::Tun((_, end)) => end.program(kernel),
         };
         let Some(program) = program.cloned() else {
             return;
         };
         let attach = move || match place {
             Place::Port(interface) => program.attach(interface),
-            Place::Tun(tun) => program.attach_link(tun),
+            Place::Tun((tun, End::Exit)) => program.attach_link(tun),
+            Place::Tun((tun, End::Entrance)) => program.attach_to_egress(tun),
         };
         match Job::begin(&self.waker, attach) {
             Ok(job) => self.fast.attaching = Some(Attaching { place, job }),
@@ -417,13 +489,13 @@ impl Shell {
     fn end_attaching(&mut self, place: Place, attached: Result<Attached, String>) {
         let interface = match place {
             Place::Port(interface) => interface,
-            Place::Tun(tun) => {
-                // Without it packets go through the stack: nobody needs to do anything.
-                let log = |why: &_| log::debug!("no exit tun={tun} why={}", InQuotes(why));
+            Place::Tun(place) => {
+                // Without it packets take the longer way: nobody needs to do anything.
+                let log = |why: &_| log::debug!("no program tun={place:?} why={}", InQuotes(why));
                 let attached = attached.inspect_err(log).ok();
                 let mut ports = self.fast.ports.iter().flatten();
-                if ports.any(|port| port.tun == tun) {
-                    self.fast.exits.insert(tun, attached);
+                if ports.any(|port| port.tun == place.0) {
+                    self.fast.tuns.insert(place, attached);
                 } else {
                     worker::discard(&self.waker, attached);
                 }

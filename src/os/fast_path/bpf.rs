@@ -14,9 +14,19 @@ const LINK_CREATE: libc::c_int = 28;
 /// Room for what the verifier says.
 const LOG_SIZE: usize = 1 << 20;
 const SCHED_CLS: u32 = 3;
-const TCX_INGRESS: u32 = 46;
 const MMAPABLE: u32 = 1 << 10;
 const ARRAY: u32 = 2;
+const RING: u32 = 27;
+
+/// Where a program is at an interface (tcx).
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(super) enum Side {
+    /// It sees what comes in.
+    Ingress = 46,
+    /// It sees what goes out.
+    Egress = 47,
+}
 
 #[repr(C)]
 #[derive(Default)]
@@ -123,7 +133,7 @@ fn number(fd: &OwnedFd) -> u32 {
 /// # Errors
 /// Without `CAP_BPF`; without memory; on a kernel without such maps.
 pub(super) fn create_array(name: &str, value: usize, entries: usize) -> io::Result<OwnedFd> {
-    let mut attributes = MapCreate {
+    create(MapCreate {
         kind: ARRAY,
         key: size_of::<u32>() as u32,
         value: value as u32,
@@ -131,7 +141,23 @@ pub(super) fn create_array(name: &str, value: usize, entries: usize) -> io::Resu
         flags: MMAPABLE,
         name: name_of(name),
         ..MapCreate::default()
-    };
+    })
+}
+
+/// Makes a ring of so many bytes, a power of two and of pages.
+///
+/// # Errors
+/// As for [`create_array`].
+pub(super) fn create_ring(name: &str, bytes: usize) -> io::Result<OwnedFd> {
+    create(MapCreate {
+        kind: RING,
+        entries: bytes as u32,
+        name: name_of(name),
+        ..MapCreate::default()
+    })
+}
+
+fn create(mut attributes: MapCreate) -> io::Result<OwnedFd> {
     // SAFETY: that is what MAP_CREATE reads, and it holds no address.
     unsafe { call(MAP_CREATE, &mut attributes) }.map(owned)
 }
@@ -178,15 +204,15 @@ fn with_reason(error: io::Error, log: &[u8]) -> io::Error {
     }
 }
 
-/// Attaches a program to the ingress of an interface (tcx, Linux 6.6), as long as the result lives.
+/// Attaches a program to an interface (tcx, Linux 6.6), as long as the result lives.
 ///
 /// # Errors
 /// If there is no such interface; on an older kernel.
-pub(super) fn attach(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
+pub(super) fn attach(program: &OwnedFd, interface: u32, side: Side) -> io::Result<OwnedFd> {
     let mut attributes = LinkCreate {
         program: number(program),
         interface,
-        attach: TCX_INGRESS,
+        attach: side as u32,
         ..LinkCreate::default()
     };
     // SAFETY: that is what LINK_CREATE reads, and it holds no address.
@@ -209,16 +235,16 @@ struct Query {
     revision: u64,
 }
 
-/// The numbers of the programs at the ingress of an interface (tcx), the first ones of very many.
+/// The numbers of the programs at an interface (tcx), the first ones of very many.
 ///
 /// # Errors
 /// If there is no such interface; on an older kernel; without `CAP_NET_ADMIN`.
-pub(super) fn programs_at(interface: u32) -> io::Result<Vec<u32>> {
+pub(super) fn programs_at(interface: u32, side: Side) -> io::Result<Vec<u32>> {
     const MOST: usize = 64;
     let mut numbers = vec![0; MOST];
     let mut attributes = Query {
         interface,
-        attach: TCX_INGRESS,
+        attach: side as u32,
         numbers: numbers.as_mut_ptr() as u64,
         count: MOST as u32,
         ..Query::default()

@@ -89,11 +89,19 @@ mod tests {
 
     #[test]
     fn the_programs_name_their_maps() {
-        use super::super::{EXIT_SECTION, OBJECT, SECTION};
+        use super::super::{ENTRANCE_SECTION, EXIT_SECTION, OBJECT, SECTION, TUN_OBJECT};
         let at_ports = ["buckets", "counts", "groups", "secret", "sessions", "taken"];
-        let at_tuns = ["counts", "exits", "taken"];
-        for (section, expected) in [(SECTION, &at_ports[..]), (EXIT_SECTION, &at_tuns)] {
-            let program = program(OBJECT, section).unwrap();
+        let all = [
+            (OBJECT, SECTION, &at_ports[..]),
+            (TUN_OBJECT, EXIT_SECTION, &["counts", "exits", "taken"]),
+            (
+                TUN_OBJECT,
+                ENTRANCE_SECTION,
+                &["arrivals", "entrances", "taken"],
+            ),
+        ];
+        for (object, section, expected) in all {
+            let program = program(object, section).unwrap();
             assert!(program.code.len() > 800 && program.code.len().is_multiple_of(8));
             let mut names: Vec<&str> = program.maps.iter().map(|(_, name)| name.as_str()).collect();
             names.sort_unstable();

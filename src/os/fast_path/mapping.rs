@@ -50,18 +50,26 @@ pub(super) struct ExitCell {
     zero: AtomicU32,
 }
 
+/// Whether datagrams of a TUN device come to the process by the ring (`struct entrance`).
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct EntranceCell {
+    pub(super) tun: AtomicU32,
+    pub(super) gate: AtomicU32,
+}
+
 /// How much the program has forwarded since some time. Only differences of it mean something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TakenCount(u64);
 
 /// How many places for TUN devices there are.
-pub(super) const EXIT_PLACES: usize = 1024;
+pub(super) const TUN_PLACES: usize = 1024;
 
 const CPUS: usize = 16;
 const INTERFACES: usize = 1024;
 
 /// How many places for counts there are.
-pub(super) const TAKEN_PLACES: usize = 3 * REGION;
+pub(super) const TAKEN_PLACES: usize = 4 * REGION;
 
 /// Places of the same kind: those of what came in are the first.
 const REGION: usize = CPUS * INTERFACES * 2;
@@ -69,6 +77,8 @@ const REGION: usize = CPUS * INTERFACES * 2;
 const GIVEN: usize = REGION;
 /// Where those begin of what left by the exit of a TUN device.
 const LEFT: usize = 2 * REGION;
+/// Where those begin of what came to the process by the ring.
+const ENTERED: usize = 3 * REGION;
 
 impl Exits {
     /// From now on packets of at most so many bytes that are written to a TUN device leave by an
@@ -76,14 +86,14 @@ impl Exits {
     /// multiple of 1024, only for the one that was opened last.
     pub fn open(self, tun: u32, interface: u32, longest: u32) {
         let pair = u64::from(tun) << 32 | u64::from(interface);
-        let cell = &self.0[tun as usize % EXIT_PLACES];
+        let cell = &self.0[tun as usize % TUN_PLACES];
         cell.longest.store(longest, Ordering::Release);
         cell.pair.store(pair, Ordering::Release);
     }
 
     /// They go through the stack again.
     pub fn close(self, tun: u32) {
-        let cell = &self.0[tun as usize % EXIT_PLACES];
+        let cell = &self.0[tun as usize % TUN_PLACES];
         if cell.pair.load(Ordering::Relaxed) >> 32 == u64::from(tun) {
             cell.pair.store(0, Ordering::Release);
         }
@@ -105,6 +115,11 @@ impl Taken {
     /// By family: what has left by the exit of a TUN device.
     pub fn left(self, tun: u32) -> [TakenCount; 2] {
         [0, 1].map(|family| TakenCount(self.sum(tun, LEFT + family)))
+    }
+
+    /// By family: what has come to the process past the queue of a TUN device.
+    pub fn entered(self, tun: u32) -> [TakenCount; 2] {
+        [0, 1].map(|family| TakenCount(self.sum(tun, ENTERED + family)))
     }
 
     fn sum(self, interface: u32, from: usize) -> u64 {
@@ -150,7 +165,7 @@ pub(super) fn array<T: Cell>(
 pub(super) unsafe trait Cell {}
 
 // SAFETY: they are made of atomic integers (and 32 bytes of padding at the end of a cell). Their
-// sizes are 16, 256, 64, 104, 16 and 8.
+// sizes are 16, 256, 64, 104, 16, 8 and 8.
 unsafe impl Cell for GroupCell {}
 // SAFETY: as above.
 unsafe impl Cell for SessionCell {}
@@ -160,6 +175,8 @@ unsafe impl Cell for Bucket {}
 unsafe impl Cell for Secret {}
 // SAFETY: as above.
 unsafe impl Cell for ExitCell {}
+// SAFETY: as above.
+unsafe impl Cell for EntranceCell {}
 // SAFETY: as above.
 unsafe impl Cell for AtomicU64 {}
 

@@ -5,28 +5,11 @@
  * It never decides that a packet may pass: the process has said so for its flow, and takes it back by one store.
  * Segments of TCP are judged like in crates/core/src/session/tcp.rs.
  */
-#include <stdbool.h>
-#include <stddef.h>
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/if_packet.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
-#include <linux/pkt_cls.h>
-#include <linux/tcp.h>
-#include <linux/udp.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-#include "program.h"
+#include "common.h"
 
-#define ALWAYS static __always_inline
-#define GO_ON (-1)		  /* TCX_NEXT, and TC_ACT_UNSPEC */
 #define F_IPV6 (1ULL << 7)	  /* BPF_F_IPV6, Linux 6.16: complete checksums of IPv6 stay right */
 #define MIN_ACK_RANGE 66000	  /* as in tcp.rs */
 #define MAX_WINDOW (1 << 29)	  /* as in tcp.rs */
-#define AF_INET 2
-#define AF_INET6 10
 /* The longest headers that are read: Ethernet, IPv6, TCP without options. */
 #define LONGEST (sizeof(struct ethhdr) + sizeof(struct ipv6hdr) + sizeof(struct tcphdr))
 
@@ -55,26 +38,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct session);
 } sessions SEC(".maps");
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} counts SEC(".maps");
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} taken SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct exit);
-} exits SEC(".maps");
-
 struct packet {
 	struct flow flow;
 	__u32 total;	      /* bytes from the IP header on */
@@ -94,42 +57,6 @@ struct way {
 	__u8 flags, shift;
 };
 
-ALWAYS void count(enum why why)
-{
-	__u32 key = why;
-	__u64 *count = bpf_map_lookup_elem(&counts, &key);
-	if (count)
-		__sync_fetch_and_add(count, 1);
-}
-
-/* Who looks for what vanishes between a port and the process must know what did not go there, and what leaves without
- * having been there. */
-ALWAYS void count_taken(struct __sk_buff *skb, __u32 key)
-{
-	__u64 *taken_here = bpf_map_lookup_elem(&taken, &key);
-	if (taken_here)
-		__sync_fetch_and_add(taken_here, 1ULL << 32 | (skb->gso_segs ? skb->gso_segs : 1));
-}
-
-ALWAYS int go_on(enum why why)
-{
-	count(why);
-	return GO_ON;
-}
-
-ALWAYS int lose(void)
-{
-	count(LOST);
-	return TC_ACT_SHOT;
-}
-
-ALWAYS __u16 fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
-
 /* Is `number` at most `behind` before `base`, and at most `ahead` after it? */
 ALWAYS bool is_within(__u32 number, __u32 base, __u32 behind, __u32 ahead)
 {
@@ -140,27 +67,6 @@ ALWAYS bool is_within(__u32 number, __u32 base, __u32 behind, __u32 ahead)
 ALWAYS bool is_before(__u32 a, __u32 b)
 {
 	return (__s32)(a - b) < 0;
-}
-
-/* Addresses that no packet is forwarded from or to: of this network, loopback, multicast, broadcast. */
-ALWAYS bool is_unusual_v4(__be32 address)
-{
-	__u32 first = bpf_ntohl(address) >> 24;
-	return !first || first == 127 || first >= 224;
-}
-
-/* The same; what is link-local stays on its link. */
-ALWAYS bool is_unusual_v6(const struct in6_addr *address)
-{
-	const __be32 *words = address->in6_u.u6_addr32;
-	__u32 first = bpf_ntohl(words[0]);
-	return !(words[0] | words[1]) || first >> 24 == 0xff || (first & 0xffc00000) == 0xfe800000;
-}
-
-/* As the kernel does where it forwards IPv4 (rt_tos2priority). */
-ALWAYS __u32 priority_of(__u8 tos)
-{
-	return 0x4620 >> (tos >> 3 & 3) * 4 & 15;
 }
 
 /* Reads the header above IP; `at` is where it is in the frame. None of the results means that it is unusual. */
@@ -245,9 +151,6 @@ ALWAYS bool read_v6(struct __sk_buff *skb, struct packet *p, enum why *why)
 	p->flow.family = 6;
 	return read_transport(skb, p, ip + 1, end, sizeof(struct ethhdr) + sizeof *ip, why);
 }
-
-/* Loads a number which the process may change meanwhile. */
-#define LOAD(number) (*(volatile __typeof__(number) *)&(number))
 
 ALWAYS bool is_same(const struct flow *a, const struct flow *b)
 {
@@ -480,101 +383,6 @@ int fast_path(struct __sk_buff *skb)
 	__sync_fetch_and_add(&session->side[reply].bytes, total);
 	__sync_fetch_and_add(&session->side[reply].packets, 1);
 	return verdict;
-}
-
-/* Where the kernel would send a packet that the process has written: what to ask it. False means that the packet is
- * unusual. */
-ALWAYS bool read_written(struct __sk_buff *skb, struct bpf_fib_lookup *way)
-{
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	__be16 *ports;
-	way->ifindex = skb->ifindex;
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = data;
-		ports = (void *)(ip + 1);
-		if ((void *)(ports + 2) > end || ip->version != 4 || ip->ihl != 5)
-			return false;
-		if (ip->frag_off & bpf_htons(0x3fff) || ip->ttl <= 1)
-			return false;
-		if (is_unusual_v4(ip->saddr) || is_unusual_v4(ip->daddr))
-			return false;
-		way->family = AF_INET;
-		way->l4_protocol = ip->protocol;
-		way->tot_len = bpf_ntohs(ip->tot_len);
-		way->tos = ip->tos;
-		way->ipv4_src = ip->saddr;
-		way->ipv4_dst = ip->daddr;
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = data;
-		ports = (void *)(ip + 1);
-		if ((void *)(ports + 2) > end || ip->version != 6 || ip->hop_limit <= 1)
-			return false;
-		if (is_unusual_v6(&ip->saddr) || is_unusual_v6(&ip->daddr))
-			return false;
-		way->family = AF_INET6;
-		way->l4_protocol = ip->nexthdr;
-		way->tot_len = sizeof *ip + bpf_ntohs(ip->payload_len);
-		way->flowinfo = *(__be32 *)ip & bpf_htonl(0x0fffffff);
-		__builtin_memcpy(way->ipv6_src, &ip->saddr, 16);
-		__builtin_memcpy(way->ipv6_dst, &ip->daddr, 16);
-	} else {
-		return false;
-	}
-	/* The stack drops what is too short, and cuts what is too long. */
-	if (way->tot_len != skb->len)
-		return false;
-	way->sport = ports[0];
-	way->dport = ports[1];
-	return way->l4_protocol == IPPROTO_TCP || way->l4_protocol == IPPROTO_UDP;
-}
-
-/* At a TUN device: what the process has written leaves by the port, past chains and rules that would do nothing to it,
- * if the kernel would send it there and knows the neighbour. All else goes through the stack, which resolves neighbours,
- * and says what is wrong with a packet. */
-SEC("tc/exit")
-int leave(struct __sk_buff *skb)
-{
-	__u32 place = skb->ifindex & (EXITS - 1);
-	struct exit *exit = bpf_map_lookup_elem(&exits, &place);
-	if (!exit)
-		return GO_ON;
-	__u64 pair = LOAD(exit->pair);
-	if (pair >> 32 != skb->ifindex || skb->gso_size || skb->mark)
-		return GO_ON;
-	/* The lookup below knows the MTU of an interface and of a path, but that of a route of IPv4 only if it is locked. */
-	if (skb->len > LOAD(exit->longest))
-		return GO_ON;
-	struct bpf_fib_lookup way = {};
-	if (!read_written(skb, &way))
-		return GO_ON;
-	if (bpf_fib_lookup(skb, &way, sizeof way, 0) != BPF_FIB_LKUP_RET_SUCCESS || way.ifindex != (__u32)pair)
-		return GO_ON;
-	/* The redirection expects an Ethernet header in front, and replaces it. */
-	if (bpf_skb_change_head(skb, sizeof(struct ethhdr), 0))
-		return GO_ON;
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	bool is_v4 = skb->protocol == bpf_htons(ETH_P_IP);
-	if (is_v4) {
-		struct iphdr *ip = data + sizeof(struct ethhdr);
-		if ((void *)(ip + 1) > end)
-			return lose();
-		ip->check = ~fold((__u16)~ip->check + (__u16)~bpf_htons(0x0100));
-		ip->ttl--;
-		skb->priority = priority_of(ip->tos);
-	} else {
-		struct ipv6hdr *ip = data + sizeof(struct ethhdr);
-		if ((void *)(ip + 1) > end)
-			return lose();
-		ip->hop_limit--;
-	}
-	/* A packet of IPv4 may have a next hop of IPv6. */
-	struct bpf_redir_neigh hop = { .nh_family = way.family };
-	if (way.family == AF_INET)
-		hop.ipv4_nh = way.ipv4_dst;
-	else
-		__builtin_memcpy(hop.ipv6_nh, way.ipv6_dst, 16);
-	count_taken(skb, LEFT_PLACE(bpf_get_smp_processor_id(), skb->ifindex, !is_v4));
-	return bpf_redirect_neigh(way.ifindex, &hop, sizeof hop, 0);
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -79,5 +79,28 @@ struct exit {
 	__u32 longest, zero; /* bytes of a packet from the IP header on: no route asks for less */
 };
 
+/* Where packets are counted that came to the process by the ring, by TUN device. */
+#define ENTERED_PLACE(cpu, ifindex, is_v6) (3 << 15 | TAKEN_PLACE(cpu, ifindex, is_v6))
+
+/* Whether datagrams of a TUN device come by the ring, by its number modulo EXITS. The process opens the gate, both close
+ * it: the program where a packet does not fit, or the ring is full. */
+enum gate { CLOSED, OPEN, FULL };
+struct entrance {
+	__u32 tun, gate;
+};
+
+/* A packet in the ring, with room for one of these lengths. */
+#define SHORT_PACKET 108
+#define LONG_PACKET 1524
+struct arrival {
+	__u32 tun;
+	__u16 length; /* from the IP header on */
+	__u8 flags, zero;
+	__u16 start, field; /* where the header above IP begins, and where its checksum is */
+	__u8 bytes[];
+};
+#define VERIFIED 1   /* the checksum was found to be right */
+#define UNFINISHED 2 /* the checksum is still to be finished */
+
 /* Why a packet goes on to the process. */
 enum why { NO_ENTRY, NOT_IN_FORCE, FLAGS, WINDOW, TOO_BIG, ODD, LOST, WHYS };

@@ -4,7 +4,7 @@ use super::{Check, MachineProblem, Network};
 use crate::os::barrier::Post;
 use crate::os::fast_path::FastPath;
 use crate::os::netlink::{Netlink, has_forwarding_ipsec_policies};
-use crate::os::skipped::{self, Filters};
+use crate::os::skipped::{self, Filters, Own};
 use crate::os::steering::has_foreign_rules;
 use tandemgw_core::config::{Config, PortOffload};
 
@@ -17,7 +17,7 @@ pub(super) fn check(config: &Config, network: &Network) -> Option<Check> {
         return None;
     }
     let mut against = obstacles(config);
-    let filters = Filters::open(None, None).skipped(&posts(config, network));
+    let filters = Filters::open(Own::default()).skipped(&posts(config, network));
     against.extend(filters.into_iter().map(|what| {
         let remedy = "write what they forbid as policies of the gateway; or offload = \"tun\"";
         let what = match is_asked_for {

@@ -9,7 +9,7 @@ use tandemgw_core::time::Time;
 
 use crate::os::barrier::{ForeignChain, Post, acting_chains};
 use crate::os::clock;
-use crate::os::fast_path::programs_at;
+use crate::os::fast_path::{programs_at, programs_at_egress};
 use crate::os::netlink::Netlink;
 use crate::os::nftables::Nftables;
 
@@ -27,13 +27,20 @@ fn opened<T>(socket: io::Result<T>) -> Option<T> {
     socket.inspect_err(log).ok()
 }
 
+/// The gateway's own programs, by their numbers in the kernel.
+#[derive(Clone, Copy, Default)]
+pub(in crate::os) struct Own {
+    /// At ports; none where this can't be told, and so neither which programs are of others.
+    pub(in crate::os) port: Option<u32>,
+    /// At the ingress of TUN devices.
+    pub(in crate::os) exit: Option<u32>,
+    /// At the egress of TUN devices.
+    pub(in crate::os) entrance: Option<u32>,
+}
+
 /// What is known of them.
 pub(in crate::os) struct Filters {
-    /// The gateway's own program, by its number in the kernel; none where this can't be told, and
-    /// so neither which programs are of others.
-    own_program: Option<u32>,
-    /// The same, at TUN devices.
-    own_exit: Option<u32>,
+    own: Own,
     nftables: Option<Nftables>,
     netlink: Option<Netlink>,
     /// None if the kernel does not tell.
@@ -51,10 +58,9 @@ pub(in crate::os) struct Filters {
 
 impl Filters {
     /// Nothing is known yet. Opens its sockets in the network namespace of the calling thread.
-    pub(in crate::os) fn open(own_program: Option<u32>, own_exit: Option<u32>) -> Filters {
+    pub(in crate::os) fn open(own: Own) -> Filters {
         Filters {
-            own_program,
-            own_exit,
+            own,
             nftables: opened(Nftables::open()),
             netlink: opened(Netlink::open()),
             chains: None,
@@ -79,7 +85,7 @@ impl Filters {
     /// Whether all is known: nothing has changed since the last listing, and it can be told which
     /// programs are of others.
     pub(in crate::os) fn is_certain(&self) -> bool {
-        !self.is_stale && self.own_program.is_some() && self.own_exit.is_some()
+        !self.is_stale && self.own.port.is_some() && self.own.exit.is_some()
     }
 
     /// By port: why its packets may not take the fast path; none if they would skip nothing.
@@ -101,7 +107,7 @@ impl Filters {
     pub(in crate::os) fn attached(&mut self, posts: &[Post]) -> BTreeSet<u32> {
         self.look(posts);
         let is_at = |link: &u32| {
-            let own = self.own_program;
+            let own = self.own.port;
             self.ours.contains(link) || own.is_some_and(|own| programs_at(*link).contains(&own))
         };
         let links = posts.iter().filter_map(|post| post.index);
@@ -172,19 +178,14 @@ impl Filters {
             .filtered
             .iter()
             .filter(move |link| names.contains(link));
-        let own = [self.own_program, self.own_exit];
+        let own = [self.own.port, self.own.exit, self.own.entrance];
         // Where it is not known which one is our own, nothing can be told.
-        let has_foreign = move |link| {
-            let is_foreign = |it: &u32| !own.contains(&Some(*it));
-            self.own_program.is_some() && programs_at(link).iter().any(is_foreign)
-        };
-        let links = [
-            (post.index, &post.interface),
-            (Some(post.tun), &post.tun_name),
-        ];
-        let programs = links
-            .into_iter()
-            .filter(move |(link, _)| link.is_some_and(has_foreign));
+        let is_foreign = move |it: &u32| self.own.port.is_some() && !own.contains(&Some(*it));
+        let of_port = post.index.map(programs_at).unwrap_or_default();
+        let of_tun = [programs_at(post.tun), programs_at_egress(post.tun)].concat();
+        let links = [(of_port, &post.interface), (of_tun, &post.tun_name)];
+        let links = links.into_iter();
+        let programs = links.filter(move |(programs, _)| programs.iter().any(is_foreign));
         let chains = chains.map(ForeignChain::name);
         chains
             .chain(filtered.map(|link| format!("filters of tc at {link}")))

@@ -164,8 +164,7 @@ impl Steering {
         };
         let more_of_queues = grown(&queues, &self.obstacles.queues);
         let given = self.obstacles.given_since(&given, &more_of_queues);
-        let links = self.barrier.posts().iter().filter_map(|post| post.index);
-        let taken = links.map(|link| (link, self.taken(link))).collect();
+        let taken = self.taken_everywhere();
         let flows = self.flows(&traffic, &taken, &given);
         let passed = self.measurements.read(self.taken);
         let refused = refused_by_policies();
@@ -262,7 +261,8 @@ impl Steering {
             let flow = Flow {
                 arrived: outside.received.saturating_sub(others),
                 forwarded,
-                delivered: inside.sent.saturating_sub(led),
+                delivered: inside.sent.saturating_sub(led)
+                    + self.taken_since_last_look(port.tun, taken),
                 lost: inside.unsent,
                 written: inside.received,
                 left: outside
@@ -287,6 +287,16 @@ impl Steering {
     /// What it has taken of the packets of an interface until now, by family.
     pub(super) fn taken(&self, link: u32) -> [TakenCount; 2] {
         self.taken.map(|taken| taken.of(link)).unwrap_or_default()
+    }
+
+    /// The same of all ports, and what has come to the process past the queues of TUN devices, by
+    /// the number of the interface.
+    fn taken_everywhere(&self) -> BTreeMap<u32, [TakenCount; 2]> {
+        let posts = self.barrier.posts().iter();
+        let at_ports = posts.clone().filter_map(|post| post.index);
+        let at_ports = at_ports.map(|link| (link, self.taken(link)));
+        let at_tuns = posts.filter_map(|post| Some((post.tun, self.taken?.entered(post.tun))));
+        at_ports.chain(at_tuns).collect()
     }
 
     /// What it has sent by the interfaces of ports until now.

@@ -6,6 +6,7 @@ use super::forwarding::{forward, is_forwarding};
 use super::plan::PortPlan;
 use super::{Family, KernelLink, Netlink, SetupError, SysctlError, link_local, net_family, sysctl};
 use crate::os::barrier::is_error_mark;
+use crate::os::tun::QUEUE;
 use sysctl::MCAST_SOLICIT;
 use tandemgw_core::in_quotes::InQuotes;
 
@@ -16,10 +17,6 @@ use tandemgw_core::in_quotes::InQuotes;
 /// has no other purpose: all of 127.0.0.0/8 leads to the loopback anyway, no neighbour can ask for
 /// it, and its scope keeps the kernel from sending from it.
 pub const TUN_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 1));
-
-/// Packets that a TUN holds while the process is busy. The kernel's default of 500 overflows in a
-/// burst; an Ethernet device has 1000.
-const TUN_QUEUE: u32 = 1000;
 
 /// The largest MTU of a TUN: the path MTU is that of the real interfaces, so a TUN must never be
 /// the bottleneck.
@@ -89,8 +86,8 @@ pub(super) fn prepare(
         ));
     }
     let is_first = !tun.admin_up || tun.mtu != TUN_MTU;
-    if tun.queue_length < TUN_QUEUE {
-        netlink.set_queue_length(tun.index, TUN_QUEUE)?;
+    if tun.queue_length < QUEUE {
+        netlink.set_queue_length(tun.index, QUEUE)?;
         if !is_first {
             changed.push(format!("the queue of {}", port.tun_name));
         }

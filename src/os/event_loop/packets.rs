@@ -1,0 +1,301 @@
+//! Packets from the TUN devices through the gateway.
+//!
+//! While more comes by a TUN than the loop reads, datagrams come by a ring past its queue (`enter`
+//! in `tun.bpf.c`). They stay in order: what is in the queue when the gate is opened is read before
+//! the ring, and what comes to the queue after it was closed is read after what is in the ring.
+
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use mio::Interest;
+use mio::unix::SourceFd;
+
+use tandemgw_core::event::Verdict;
+use tandemgw_core::flow::PortId;
+use tandemgw_core::gateway::{Gateway, READ_AHEAD};
+use tandemgw_core::in_quotes::InQuotes;
+use tandemgw_core::time::Time;
+
+use super::super::clock;
+use super::super::fast_path::{End, Gate};
+use super::super::tun::{Buffer, QUEUE};
+use super::{ARRIVALS, Shell};
+
+/// Packets read from one TUN before the other sources get their turn: some 100 µs.
+const PACKET_BUDGET: usize = 64;
+/// The time after which reading from it stops in this turn, whatever the packets cost.
+const PACKET_TIME: Duration = Duration::from_micros(250);
+/// How long a gate stays closed after a datagram came that did not fit. It may have overtaken some:
+/// the loop learns of it when it has already looked into the ring. So that is rare.
+const REST: Duration = Duration::from_secs(1);
+/// A packet longer than this is forwarded before the next one is read.
+const LONG_PACKET: usize = 4096;
+/// What is in the ring.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiting {
+    Nothing,
+    /// A packet that is still being copied.
+    Incomplete,
+    Complete,
+}
+
+/// The next packets.
+pub(super) struct Batch {
+    buffers: [Buffer; READ_AHEAD],
+    /// Where they come from; none if that port has got another TUN meanwhile.
+    ports: [Option<PortId>; READ_AHEAD],
+}
+
+impl Default for Batch {
+    fn default() -> Batch {
+        Batch {
+            buffers: std::array::from_fn(|_| Buffer::new()),
+            ports: [None; READ_AHEAD],
+        }
+    }
+}
+
+/// The way past the queue of a port's TUN.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Entrance {
+    /// The number of the TUN device, if datagrams may pass its queue.
+    tun: Option<u32>,
+    /// The TUN has more than the loop reads in a turn.
+    is_wanted: bool,
+    /// The loop has opened the gate, and does not know that it was closed.
+    is_open: bool,
+    /// So many packets of the queue may be older than those in the ring.
+    older: u32,
+    /// All packets of the queue are newer than those in the ring up to here.
+    newer_than: Option<End>,
+    /// The gate is not opened before this time.
+    rests_until: Time,
+}
+
+impl Shell {
+    /// From now on the loop is woken by what comes by the ring after a gate was closed.
+    pub(super) fn register_arrivals(&mut self) {
+        let registry = self.poll.registry();
+        let Some(arrivals) = self.fast.arrivals() else {
+            return;
+        };
+        let fd = arrivals.as_raw_fd();
+        if let Err(error) = registry.register(&mut SourceFd(&fd), ARRIVALS, Interest::READABLE) {
+            log::warn!(
+                "no entrance of the fast path error={} effect=\"a flood of datagrams costs more\"",
+                InQuotes(&error)
+            );
+            self.fast.lose_entrance();
+        }
+    }
+
+    /// Whether datagrams may pass the queue of the TUN of a port.
+    pub(super) fn allow_entrance(&mut self, index: usize, tun: Option<u32>) {
+        // What they are like is up to the kernel, and they may leave by any port.
+        let take_all = self.ports.iter().all(|port| port.tun.takes_unfinished());
+        let tun = tun.filter(|_| take_all);
+        if self.entrances[index].tun != tun {
+            self.close_entrance(index);
+            self.entrances[index].tun = tun;
+        }
+    }
+
+    fn close_entrance(&mut self, index: usize) {
+        let way = &mut self.entrances[index];
+        if let (Some(tun), Some(arrivals)) = (way.tun, self.fast.arrivals())
+            && std::mem::take(&mut way.is_open)
+        {
+            arrivals.close(tun);
+            way.newer_than = Some(arrivals.end());
+        }
+    }
+
+    /// Whether something is in the ring. If not, all gates are closed: call it before the loop
+    /// waits.
+    pub(super) fn arrivals(&mut self) -> Waiting {
+        if self.fast.arrivals().is_none_or(|it| it.is_empty()) {
+            (0..self.entrances.len()).for_each(|index| self.close_entrance(index));
+        }
+        match self.fast.arrivals() {
+            Some(arrivals) if !arrivals.is_empty() => match arrivals.is_complete() {
+                true => Waiting::Complete,
+                false => Waiting::Incomplete,
+            },
+            _ => Waiting::Nothing,
+        }
+    }
+
+    /// Reads packets of all ports, up to a budget of each.
+    pub(super) fn read_all_packets(&mut self, now: Time) {
+        self.note_closed(now);
+        self.read_arrivals(now);
+        let mut next = self.ready.tuns.next(0);
+        while let Some(index) = next {
+            if self.entrances[index].older > 0 || !self.is_newer(index) {
+                self.read_packets(now, index);
+            }
+            next = self.ready.tuns.next(index + 1);
+        }
+        for index in 0..self.entrances.len() {
+            if std::mem::take(&mut self.entrances[index].is_wanted) {
+                self.open_entrance(now, index);
+            }
+        }
+    }
+
+    /// The program closes a gate as soon as a packet takes the queue.
+    fn note_closed(&mut self, now: Time) {
+        let Some(arrivals) = self.fast.arrivals() else {
+            return;
+        };
+        for way in self.entrances.iter_mut().filter(|way| way.is_open) {
+            let gate = way.tun.map_or(Gate::Closed, |tun| arrivals.gate(tun));
+            if gate == Gate::Open {
+                continue;
+            }
+            way.is_open = false;
+            way.newer_than = Some(arrivals.end());
+            if gate == Gate::Closed {
+                way.rests_until = now + REST;
+            }
+        }
+    }
+
+    /// Whether all packets in the queue of a TUN are newer than some in the ring.
+    fn is_newer(&mut self, index: usize) -> bool {
+        let way = &mut self.entrances[index];
+        let Some(end) = way.newer_than else {
+            return false;
+        };
+        if self.fast.arrivals().is_none_or(|it| it.has_passed(end)) {
+            way.newer_than = None;
+        }
+        way.newer_than.is_some()
+    }
+
+    fn open_entrance(&mut self, now: Time, index: usize) {
+        let way = &mut self.entrances[index];
+        let is_due = !way.is_open && way.newer_than.is_none() && now >= way.rests_until;
+        let arrivals = self.fast.arrivals().filter(|_| is_due);
+        if let (Some(tun), Some(arrivals)) = (way.tun, arrivals) {
+            arrivals.open(tun);
+            (way.is_open, way.older) = (true, QUEUE);
+        }
+    }
+
+    /// Reads from the ring, unless older packets are in a queue.
+    fn read_arrivals(&mut self, now: Time) {
+        if self.entrances.iter().any(|way| way.older > 0) {
+            return;
+        }
+        let began = clock::now();
+        let mut left = PACKET_BUDGET;
+        while left > 0 {
+            let count = self.take_some(left.min(READ_AHEAD));
+            left -= count;
+            self.handle_some(now, count);
+            if count == 0 || clock::now().since(began) >= PACKET_TIME {
+                return;
+            }
+        }
+    }
+
+    /// Fills up to `most` of the buffers from the ring; returns how many.
+    fn take_some(&mut self, most: usize) -> usize {
+        let mut tuns = [0; READ_AHEAD];
+        let Some(arrivals) = self.fast.arrivals() else {
+            return 0;
+        };
+        let mut places = self.batch.buffers[..most].iter_mut().zip(&mut tuns);
+        let mut count = 0;
+        while let Some((buffer, tun)) = places.next()
+            && arrivals.next(|arrival| {
+                buffer.fill(arrival.packet, arrival.offload);
+                *tun = arrival.tun;
+            })
+        {
+            count += 1;
+        }
+        arrivals.release();
+        for (port, tun) in self.batch.ports.iter_mut().zip(&tuns[..count]) {
+            *port = self.fast.port_of(*tun);
+        }
+        count
+    }
+
+    fn read_packets(&mut self, now: Time, index: usize) {
+        let began = clock::now();
+        // Those beyond may be newer than what is in the ring.
+        let mut left = match self.entrances[index].older {
+            0 => PACKET_BUDGET,
+            older => PACKET_BUDGET.min(older as usize),
+        };
+        while left > 0 && self.ready.tuns.contains(index) {
+            let count = self.read_some(index, left.min(self.gateway.read_ahead()));
+            left -= count.max(1);
+            let older = &mut self.entrances[index].older;
+            *older = match self.ready.tuns.contains(index) {
+                true => older.saturating_sub(count as u32),
+                false => 0,
+            };
+            self.batch.ports[..count].fill(Some(PortId::from_index(index)));
+            self.handle_some(now, count);
+            if left.is_multiple_of(READ_AHEAD) && clock::now().since(began) >= PACKET_TIME {
+                break;
+            }
+        }
+        self.entrances[index].is_wanted = self.ready.tuns.contains(index);
+    }
+
+    /// Passes on what was read.
+    fn handle_some(&mut self, now: Time, count: usize) {
+        // Chosen once a batch: a capture that is off costs a packet nothing.
+        let handle = if self.gateway.is_capturing() {
+            Gateway::handle_captured_packet
+        } else {
+            Gateway::handle_packet
+        };
+        let buffers = &mut self.batch.buffers[..count];
+        let ports = &self.batch.ports[..count];
+        if count > 1 {
+            let packets = buffers.iter().map(|b| (b.packet(), b.offload()));
+            self.gateway.announce_packets(packets);
+        }
+        for (buffer, port) in buffers.iter_mut().zip(ports) {
+            let Some(port) = *port else { continue };
+            self.gateway.handle_batch(port, 1, buffer.packet().len());
+            let offload = buffer.offload();
+            let verdict = handle(&mut self.gateway, now, port, buffer.packet_mut(), offload);
+            if verdict != Verdict::Forward {
+                continue;
+            }
+            let exit = &self.ports[self.gateway.exit().index()].tun;
+            if exit.write(buffer).is_err() {
+                self.gateway.handle_write_failure();
+            }
+        }
+    }
+
+    /// Fills up to `most` of the buffers from a TUN, until it is empty; returns how many.
+    fn read_some(&mut self, index: usize, most: usize) -> usize {
+        let tun = &mut self.ports[index].tun;
+        for (count, buffer) in self.batch.buffers[..most].iter_mut().enumerate() {
+            match tun.read(buffer) {
+                // A second one as long would push it out of the cache before it is written.
+                Ok(Some(length)) if length > LONG_PACKET => return count + 1,
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    self.ready.tuns.remove(index);
+                    return count;
+                }
+                Err(error) => {
+                    let port = self.gateway.port_name(PortId::from_index(index));
+                    log::error!("tun not read port={port} error={}", InQuotes(&error));
+                    self.ready.tuns.remove(index);
+                    return count;
+                }
+            }
+        }
+        most
+    }
+}
