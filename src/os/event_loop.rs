@@ -285,7 +285,7 @@ impl Shell {
         let waiting = if is_busy {
             Waiting::Nothing
         } else {
-            self.arrivals()
+            self.arrivals(now)
         };
         let timeout = if is_busy || waiting == Waiting::Complete {
             Some(Duration::ZERO)

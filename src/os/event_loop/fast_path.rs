@@ -446,11 +446,8 @@ impl Shell {
         self.show_fast_ports();
     }
 
-    /// Puts the programs at the interfaces where they are missing, one at a time.
+    /// Puts the programs at the interfaces where they are missing, one after the other.
     pub(super) fn attach_some(&mut self) {
-        let Some(Ok(kernel)) = &self.fast.kernel else {
-            return;
-        };
         if let Some(Attaching { place, job }) = &self.fast.attaching {
             let (place, progress) = (*place, job.progress());
             let attached = match progress {
@@ -459,8 +456,11 @@ impl Shell {
                 Progress::Failed => Err("attaching the program failed".to_owned()),
             };
             self.fast.attaching = None;
-            return self.end_attaching(place, attached);
+            self.end_attaching(place, attached);
         }
+        let Some(Ok(kernel)) = &self.fast.kernel else {
+            return;
+        };
         let Some(place) = self.fast.missing() else {
             return;
         };

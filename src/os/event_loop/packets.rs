@@ -112,7 +112,8 @@ impl Shell {
 
     /// Whether something is in the ring. If not, all gates are closed: call it before the loop
     /// waits.
-    pub(super) fn arrivals(&mut self) -> Waiting {
+    pub(super) fn arrivals(&mut self, now: Time) -> Waiting {
+        self.note_closed(now);
         if self.fast.arrivals().is_none_or(|it| it.is_empty()) {
             (0..self.entrances.len()).for_each(|index| self.close_entrance(index));
         }
@@ -185,7 +186,8 @@ impl Shell {
 
     /// Reads from the ring, unless older packets are in a queue.
     fn read_arrivals(&mut self, now: Time) {
-        if self.entrances.iter().any(|way| way.older > 0) {
+        let is_empty = self.fast.arrivals().is_none_or(|it| it.is_empty());
+        if is_empty || self.entrances.iter().any(|way| way.older > 0) {
             return;
         }
         let began = clock::now();
