@@ -47,12 +47,24 @@ fn flood(lab: &Lab, to: &str, sockets: usize) {
     });
 }
 
+/// The same, once nothing is on its way any more.
+fn came_at_last(lab: &Lab) -> (u64, u64) {
+    let mut last = came(lab);
+    wait_until("nothing comes any more", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = came(lab);
+        std::mem::replace(&mut last, now) == now
+    });
+    last
+}
+
 /// Counted by the process and not by the queue: it has come past it.
 fn past_the_queue(lab: &Lab, flood: impl FnOnce()) -> u64 {
-    let before = came(lab);
+    let before = came_at_last(lab);
     flood();
-    let after = came(lab);
-    (after.0 - before.0).saturating_sub(after.1 - before.1)
+    let after = came_at_last(lab);
+    let (all, by_queue) = (after.0 - before.0, after.1 - before.1);
+    all.checked_sub(by_queue).expect("all come to the process")
 }
 
 #[test]
@@ -66,6 +78,18 @@ fn a_flood_opens_sessions_past_the_queue_and_nothing_seems_to_vanish() {
         sum += past_the_queue(&lab, || flood(&lab, server, 500));
     }
     assert!(sum > u64::from(FLOOD) / 10, "{sum} of all packets");
+    // Single ones take the queue, which wakes the process.
+    let quiet = || {
+        let to = (SERVER[0], 7900);
+        for _ in 0..20 {
+            lab.lan1.inside(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+                socket.send_to(b"hello", to).expect("a route");
+            });
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    assert_eq!(past_the_queue(&lab, quiet), 0);
     let opened = lab.unit.status()["sessions"]["opened"].as_u64();
     assert!(opened >= Some(1000), "{opened:?} sessions");
     // Longer than it takes to find an obstacle.
@@ -78,6 +102,31 @@ fn a_flood_opens_sessions_past_the_queue_and_nothing_seems_to_vanish() {
     wait_until("packets leave at once", || {
         lab.unit.status()["ports"][0]["offload"] == "ebpf"
     });
+}
+
+/// Whatever the config says.
+#[test]
+fn who_has_a_say_at_the_queue_sees_all_that_comes_by_it() {
+    let Some(lab) = started_with("offload = \"ebpf\"") else {
+        return;
+    };
+    assert_leave_at_once(&lab);
+    let past = || past_the_queue(&lab, || flood(&lab, SERVER[0], 500));
+    let of_tc = "tc qdisc add dev tgw-lan clsact; tc filter add dev tgw-lan egress bpf da bytecode \
+                 '1,6 0 0 0'";
+    let of_nft = "nft 'add table netdev f; add chain netdev f gate { type filter hook egress device \
+                  tgw-lan priority 0; }; add rule netdev f gate udp dport 1 drop'";
+    let cases = [
+        (of_tc, "tc qdisc del dev tgw-lan clsact"),
+        (of_nft, "nft delete table netdev f"),
+    ];
+    wait_until("a flood passes the queue", || past() > 0);
+    for (add, remove) in cases {
+        lab.unit.ns.sh(add);
+        wait_until("nothing passes the queue", || past() == 0);
+        lab.unit.ns.sh(remove);
+        wait_until("a flood passes the queue again", || past() > 0);
+    }
 }
 
 #[test]

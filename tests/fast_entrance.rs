@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::os::fd::AsRawFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use tandemgw::os::fast_path::{Arrivals, Attached, FastPath, Gate};
+use tandemgw::os::fast_path::{Arrivals, Attached, FastPath, Gate, TakenCount};
 use tandemgw::os::tun::{Buffer, Offloads, Tun};
 use tandemgw_core::event::{Offload, PartialChecksum};
 use tandemgw_core::flow::Addr;
@@ -31,6 +32,7 @@ struct Lab {
     to: Tun,
     /// The number of the second device.
     tun: u32,
+    before: [TakenCount; 2],
     buffer: Buffer,
     _attached: Attached,
 }
@@ -54,7 +56,8 @@ impl Lab {
             namespace.sysctl(&key, "0");
         }
         namespace.sh(
-            "ip link set tun-in up mtu 9000; ip link set tun-out up mtu 9000; ip route add default dev tun-out; \
+            "ip link set tun-in addrgenmode none; ip link set tun-out addrgenmode none; \
+             ip link set tun-in up mtu 9000; ip link set tun-out up mtu 9000; ip route add default dev tun-out; \
              ip -6 route add default dev tun-out",
         );
         let link = namespace.run("ip -o link show tun-out");
@@ -62,11 +65,12 @@ impl Lab {
         let entrance = fast_path.entrance().unwrap();
         Lab {
             _attached: entrance.attach_to_egress(tun).unwrap(),
-            fast_path,
+            before: fast_path.taken().entered(tun),
             from,
             to,
             tun,
             buffer: Buffer::new(),
+            fast_path,
         }
     }
 
@@ -77,6 +81,15 @@ impl Lab {
     fn open(&mut self) {
         let tun = self.tun;
         self.arrivals().open(tun);
+        assert_eq!(self.gate(), Gate::Opening);
+        self.arrivals().fully_open(tun);
+        assert_eq!(self.gate(), Gate::Open);
+    }
+
+    /// Datagrams of both families that have come by the ring.
+    fn entered(&self) -> [u64; 2] {
+        let entered = self.fast_path.taken().entered(self.tun);
+        [0, 1].map(|family| entered[family].packets_since(self.before[family]))
     }
 
     fn gate(&mut self) -> Gate {
@@ -120,6 +133,10 @@ fn in_lab(test: impl FnOnce(Lab) + Send) {
         eprintln!("not tested in a user namespace, where nobody may load programs");
         return;
     }
+    // One at a time: while one makes its devices, no process may be started, which would have them
+    // open too for a moment.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let namespace = Namespace::first("entrance");
     namespace.inside(|| {
         let mut lab = Lab::new(&namespace);
@@ -202,12 +219,21 @@ fn datagrams_come_by_the_ring_as_they_would_by_the_queue() {
             by_queue.push(lab.by_queue().expect("the ring is closed"));
         }
         lab.open();
-        for (packet, expected) in datagrams.iter().zip(by_queue) {
-            lab.send(packet);
-            assert_eq!(lab.by_ring(), Some(expected));
-            assert_eq!(lab.by_queue(), None);
-            assert_eq!(lab.gate(), Gate::Open);
+        // Several times round the ring, so that some lie across its end.
+        const ROUNDS: u64 = 40;
+        for _ in 0..ROUNDS {
+            for (packet, expected) in datagrams.iter().zip(&by_queue) {
+                lab.send(packet);
+                assert_eq!(lab.by_ring().as_ref(), Some(expected));
+                assert_eq!(lab.by_queue(), None);
+                assert_eq!(lab.gate(), Gate::Open);
+            }
         }
+        let each = datagrams.len() as u64 / 2 * ROUNDS;
+        assert_eq!(lab.entered(), [each, each]);
+        let taken = lab.fast_path.taken();
+        assert_eq!(taken.left(lab.tun), [TakenCount::default(); 2]);
+        assert_eq!(taken.of(lab.tun), [TakenCount::default(); 2]);
         // Another device is not concerned.
         let tun = lab.tun;
         lab.arrivals().close(tun + 1);
@@ -231,6 +257,20 @@ fn all_other_packets_come_by_the_queue() {
             others.extend([ACK, SYN, SYN_ACK].map(|flags| as_it_is(&segment(v6, flags))));
             others.push(as_it_is(&packets::echo_request(from, to.0)));
             others.push(as_it_is(&packets::other(47, from.0, to.0)));
+            if !v6 {
+                // With four bytes of options: no operation.
+                let mut bytes = datagram(v6, 80).bytes();
+                bytes.splice(20..20, [1; 4]);
+                (bytes[0], bytes[3]) = (0x46, 84);
+                bytes[10..12].fill(0);
+                let sum: u32 = bytes[..24]
+                    .chunks(2)
+                    .map(|it| u32::from(it[0]) << 8 | u32::from(it[1]))
+                    .sum();
+                let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+                bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+                others.push((bytes, Offload::default()));
+            }
             let whole = datagram(v6, 1000).bytes();
             let fragments = packets::fragments(&whole, 9, &[480]).into_iter();
             others.extend(fragments.map(|fragment| (fragment, Offload::default())));
@@ -286,6 +326,7 @@ fn what_finds_no_room_takes_the_queue_and_so_does_what_follows() {
     in_lab(|mut lab| {
         for length in [SHORT, LONG] {
             lab.open();
+            let [before, _] = lab.entered();
             let mut sent = 0;
             while lab.gate() == Gate::Open {
                 let mut packet = as_it_is(&datagram(false, length));
@@ -298,6 +339,8 @@ fn what_finds_no_room_takes_the_queue_and_so_does_what_follows() {
             }
             assert_eq!(lab.gate(), Gate::Full);
             assert!(sent > 150, "room for {sent}");
+            let [entered, _] = lab.entered();
+            assert_eq!(entered - before, u64::from(sent) - 1);
             let end = lab.arrivals().end();
             for expected in 0..sent - 1 {
                 assert!(!lab.arrivals().has_passed(end));
@@ -309,7 +352,45 @@ fn what_finds_no_room_takes_the_queue_and_so_does_what_follows() {
             let last = lab.by_queue().expect("it came by the queue");
             assert_eq!(last.packet[28..32], u32::to_be_bytes(sent - 1));
             assert_eq!(lab.by_queue(), None);
+            // There is room again, but the gate is closed.
+            lab.send(&as_it_is(&datagram(false, length)));
+            assert_eq!(lab.by_ring(), None);
+            assert!(lab.by_queue().is_some());
         }
+    });
+}
+
+/// As long as the process reads older packets from the queue, nothing newer may get there.
+#[test]
+fn what_finds_no_room_is_lost_while_a_gate_is_opening() {
+    in_lab(|mut lab| {
+        let tun = lab.tun;
+        lab.arrivals().open(tun);
+        let packet = as_it_is(&datagram(false, LONG));
+        let lost = |lab: &Lab| {
+            lab.fast_path
+                .counts()
+                .iter()
+                .find(|it| it.0 == "lost")
+                .unwrap()
+                .1
+        };
+        let mut sent = 0;
+        while lost(&lab) < 3 {
+            lab.send(&packet);
+            sent += 1;
+            assert!(sent < 10_000, "the ring is never full");
+        }
+        assert_eq!((lab.gate(), lab.entered()), (Gate::Opening, [sent, 0]));
+        assert_eq!(lab.by_queue(), None);
+        for _ in 0..sent - 3 {
+            assert!(lab.by_ring().is_some());
+        }
+        assert_eq!(lab.by_ring(), None);
+        // One that does not fit changes nothing.
+        lab.send(&as_it_is(&datagram(false, LONG + 1)));
+        assert!(lab.by_queue().is_some());
+        assert_eq!(lab.gate(), Gate::Opening);
     });
 }
 
@@ -362,9 +443,15 @@ fn a_packet_that_comes_while_the_ring_is_closed_wakes_who_waits() {
                         break;
                     }
                     if arrivals.is_empty() {
-                        let patience = Some(Duration::from_secs(20));
-                        poll.poll(&mut events, patience).unwrap();
-                        assert!(!events.is_empty(), "packet {number} waits for ever");
+                        // Somebody else may end the wait: what is in the ring then must still tell.
+                        loop {
+                            let patience = Some(Duration::from_secs(20));
+                            poll.poll(&mut events, patience).unwrap();
+                            assert!(!events.is_empty(), "packet {number} waits for ever");
+                            if arrivals.is_empty() || events.iter().any(|it| it.token() == RING) {
+                                break;
+                            }
+                        }
                     }
                 }
             }

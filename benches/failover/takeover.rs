@@ -1,5 +1,6 @@
 //! The end of a primary, as clients notice it.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
@@ -65,10 +66,25 @@ impl Echo {
 
     /// How many packets got no answer.
     pub fn lost(&self) -> usize {
-        let mut answered: Vec<usize> = self.received.iter().map(|(number, _)| *number).collect();
-        answered.sort_unstable();
-        answered.dedup();
-        self.sent.len() - answered.len()
+        self.unanswered().count()
+    }
+
+    /// When packets were sent that got no answer.
+    fn unanswered(&self) -> impl Iterator<Item = f64> {
+        let answered: HashSet<usize> = self.received.iter().map(|(number, _)| *number).collect();
+        let sent = self.sent.iter().enumerate();
+        sent.filter_map(move |(number, at)| (!answered.contains(&number)).then_some(*at))
+    }
+
+    /// Tells when, in ms since some time, packets were sent that got no answer.
+    fn tell_unanswered(&self, since: f64) {
+        let at: Vec<String> = self
+            .unanswered()
+            .map(|at| format!("{:.2}", (at - since) * 1e3))
+            .collect();
+        if !at.is_empty() {
+            eprintln!("no answer to packets sent at (ms): {}", at.join(" "));
+        }
     }
 }
 
@@ -162,6 +178,7 @@ pub fn offloaded(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
                 let last = echo.received.last().map_or(0.0, |(_, at)| *at);
                 let end = echo.sent.last().copied().unwrap_or_default();
                 let silence = (end - last).max(0.0) * 1e3;
+                echo.tell_unanswered(at);
                 gap.add(Kind::Tandemgw, echo.longest_gap(at, end + 1.0).max(silence));
                 lost.add(Kind::Tandemgw, echo.lost() as f64);
             }

@@ -7,6 +7,7 @@
 mod addresses;
 mod fast_path;
 mod notices;
+mod order;
 mod packets;
 mod push;
 mod ready;

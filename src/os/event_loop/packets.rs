@@ -10,24 +10,22 @@ use std::time::Duration;
 use mio::Interest;
 use mio::unix::SourceFd;
 
-use tandemgw_core::event::Verdict;
+use tandemgw_core::event::{Offload, Verdict};
 use tandemgw_core::flow::PortId;
 use tandemgw_core::gateway::{Gateway, READ_AHEAD};
 use tandemgw_core::in_quotes::InQuotes;
 use tandemgw_core::time::Time;
 
 use super::super::clock;
-use super::super::fast_path::{End, Gate};
-use super::super::tun::{Buffer, QUEUE};
+use super::super::fast_path::Gate;
+use super::super::tun::Buffer;
+use super::order::Order;
 use super::{ARRIVALS, Shell};
 
 /// Packets read from one TUN before the other sources get their turn: some 100 µs.
 const PACKET_BUDGET: usize = 64;
 /// The time after which reading from it stops in this turn, whatever the packets cost.
 const PACKET_TIME: Duration = Duration::from_micros(250);
-/// How long a gate stays closed after a datagram came that did not fit. It may have overtaken some:
-/// the loop learns of it when it has already looked into the ring. So that is rare.
-const REST: Duration = Duration::from_secs(1);
 /// A packet longer than this is forwarded before the next one is read.
 const LONG_PACKET: usize = 4096;
 /// What is in the ring.
@@ -56,20 +54,15 @@ impl Default for Batch {
 }
 
 /// The way past the queue of a port's TUN.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Entrance {
     /// The number of the TUN device, if datagrams may pass its queue.
     tun: Option<u32>,
     /// The TUN has more than the loop reads in a turn.
     is_wanted: bool,
-    /// The loop has opened the gate, and does not know that it was closed.
-    is_open: bool,
-    /// So many packets of the queue may be older than those in the ring.
-    older: u32,
-    /// All packets of the queue are newer than those in the ring up to here.
-    newer_than: Option<End>,
-    /// The gate is not opened before this time.
-    rests_until: Time,
+    order: Order,
+    /// Packets that were read from the queue and must wait for those in the ring.
+    held: Vec<(Vec<u8>, Offload)>,
 }
 
 impl Shell {
@@ -103,10 +96,10 @@ impl Shell {
     fn close_entrance(&mut self, index: usize) {
         let way = &mut self.entrances[index];
         if let (Some(tun), Some(arrivals)) = (way.tun, self.fast.arrivals())
-            && std::mem::take(&mut way.is_open)
+            && way.order.is_open()
         {
             arrivals.close(tun);
-            way.newer_than = Some(arrivals.end());
+            way.order.closed(arrivals.end());
         }
     }
 
@@ -132,9 +125,7 @@ impl Shell {
         self.read_arrivals(now);
         let mut next = self.ready.tuns.next(0);
         while let Some(index) = next {
-            if self.entrances[index].older > 0 || !self.is_newer(index) {
-                self.read_packets(now, index);
-            }
+            self.read_packets(now, index);
             next = self.ready.tuns.next(index + 1);
         }
         for index in 0..self.entrances.len() {
@@ -149,45 +140,28 @@ impl Shell {
         let Some(arrivals) = self.fast.arrivals() else {
             return;
         };
-        for way in self.entrances.iter_mut().filter(|way| way.is_open) {
-            let gate = way.tun.map_or(Gate::Closed, |tun| arrivals.gate(tun));
-            if gate == Gate::Open {
-                continue;
-            }
-            way.is_open = false;
-            way.newer_than = Some(arrivals.end());
-            if gate == Gate::Closed {
-                way.rests_until = now + REST;
+        for way in &mut self.entrances {
+            if way.order.is_open() {
+                let gate = way.tun.map_or(Gate::Closed, |tun| arrivals.gate(tun));
+                way.order.note(now, gate, arrivals.end());
             }
         }
-    }
-
-    /// Whether all packets in the queue of a TUN are newer than some in the ring.
-    fn is_newer(&mut self, index: usize) -> bool {
-        let way = &mut self.entrances[index];
-        let Some(end) = way.newer_than else {
-            return false;
-        };
-        if self.fast.arrivals().is_none_or(|it| it.has_passed(end)) {
-            way.newer_than = None;
-        }
-        way.newer_than.is_some()
     }
 
     fn open_entrance(&mut self, now: Time, index: usize) {
         let way = &mut self.entrances[index];
-        let is_due = !way.is_open && way.newer_than.is_none() && now >= way.rests_until;
-        let arrivals = self.fast.arrivals().filter(|_| is_due);
-        if let (Some(tun), Some(arrivals)) = (way.tun, arrivals) {
+        if let (Some(tun), Some(arrivals)) = (way.tun, self.fast.arrivals())
+            && way.order.may_open(now)
+        {
             arrivals.open(tun);
-            (way.is_open, way.older) = (true, QUEUE);
+            way.order.opened();
         }
     }
 
     /// Reads from the ring, unless older packets are in a queue.
     fn read_arrivals(&mut self, now: Time) {
         let is_empty = self.fast.arrivals().is_none_or(|it| it.is_empty());
-        if is_empty || self.entrances.iter().any(|way| way.older > 0) {
+        if is_empty || self.entrances.iter().any(|way| way.order.is_queue_older()) {
             return;
         }
         let began = clock::now();
@@ -227,19 +201,21 @@ impl Shell {
 
     fn read_packets(&mut self, now: Time, index: usize) {
         let began = clock::now();
-        // Those beyond may be newer than what is in the ring.
-        let mut left = match self.entrances[index].older {
-            0 => PACKET_BUDGET,
-            older => PACKET_BUDGET.min(older as usize),
-        };
+        let arrivals = self.fast.arrivals();
+        let has_passed = |end| arrivals.is_none_or(|it| it.has_passed(end));
+        let order = &mut self.entrances[index].order;
+        let mut left = order.may_read(PACKET_BUDGET, has_passed);
+        if left > 0 {
+            self.handle_held(now, index);
+        }
         while left > 0 && self.ready.tuns.contains(index) {
             let count = self.read_some(index, left.min(self.gateway.read_ahead()));
             left -= count.max(1);
-            let older = &mut self.entrances[index].older;
-            *older = match self.ready.tuns.contains(index) {
-                true => older.saturating_sub(count as u32),
-                false => 0,
-            };
+            if self.must_wait(now, index) {
+                self.hold(index, count);
+                break;
+            }
+            self.note_read(index, count);
             self.batch.ports[..count].fill(Some(PortId::from_index(index)));
             self.handle_some(now, count);
             if left.is_multiple_of(READ_AHEAD) && clock::now().since(began) >= PACKET_TIME {
@@ -247,6 +223,44 @@ impl Shell {
             }
         }
         self.entrances[index].is_wanted = self.ready.tuns.contains(index);
+    }
+
+    /// Whether what was just read from the queue of a TUN may be newer than what is in the ring.
+    fn must_wait(&mut self, now: Time, index: usize) -> bool {
+        let way = &mut self.entrances[index];
+        match (way.tun, self.fast.arrivals()) {
+            (Some(tun), Some(arrivals)) if way.order.is_open() => {
+                let gate = arrivals.gate(tun);
+                way.order.must_wait(now, gate, arrivals.end())
+            }
+            _ => false,
+        }
+    }
+
+    fn hold(&mut self, index: usize, count: usize) {
+        let buffers = self.batch.buffers[..count].iter();
+        let packets = buffers.map(|buffer| (buffer.packet().to_vec(), buffer.offload()));
+        self.entrances[index].held.extend(packets);
+        self.ready.tuns.insert(index);
+    }
+
+    fn handle_held(&mut self, now: Time, index: usize) {
+        let held = std::mem::take(&mut self.entrances[index].held);
+        for ((packet, offload), buffer) in held.iter().zip(&mut self.batch.buffers) {
+            buffer.fill(packet, *offload);
+        }
+        self.batch.ports[..held.len()].fill(Some(PortId::from_index(index)));
+        self.handle_some(now, held.len());
+    }
+
+    fn note_read(&mut self, index: usize, count: usize) {
+        let is_empty = !self.ready.tuns.contains(index);
+        let way = &mut self.entrances[index];
+        if way.order.read(count, is_empty)
+            && let (Some(tun), Some(arrivals)) = (way.tun, self.fast.arrivals())
+        {
+            arrivals.fully_open(tun);
+        }
     }
 
     /// Passes on what was read.

@@ -97,7 +97,7 @@ mod tests {
             (
                 TUN_OBJECT,
                 ENTRANCE_SECTION,
-                &["arrivals", "entrances", "taken"],
+                &["arrivals", "counts", "entrances", "taken"],
             ),
         ];
         for (object, section, expected) in all {

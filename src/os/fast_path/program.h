@@ -82,9 +82,10 @@ struct exit {
 /* Where packets are counted that came to the process by the ring, by TUN device. */
 #define ENTERED_PLACE(cpu, ifindex, is_v6) (3 << 15 | TAKEN_PLACE(cpu, ifindex, is_v6))
 
-/* Whether datagrams of a TUN device come by the ring, by its number modulo EXITS. The process opens the gate, both close
- * it: the program where a packet does not fit, or the ring is full. */
-enum gate { CLOSED, OPEN, FULL };
+/* Whether datagrams of a TUN device come by the ring, by its number modulo EXITS. The process opens the gate; both close
+ * it, the program where a packet does not fit, or the ring is full (FULL). But it closes none that is OPENING: as long as
+ * the process reads what was in the queue before, nothing may be put behind that. */
+enum gate { CLOSED, OPEN, FULL, OPENING };
 struct entrance {
 	__u32 tun, gate;
 };

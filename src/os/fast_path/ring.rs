@@ -37,6 +37,8 @@ pub enum Gate {
     Open = 1,
     /// They no longer do, since there is no room.
     Full = 2,
+    /// They do, and those that find no room are lost.
+    Opening = 3,
 }
 
 /// The process's end of the ring.
@@ -55,7 +57,7 @@ pub struct Arrivals {
 
 /// A place in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End(usize);
+pub struct End(pub(in crate::os) usize);
 
 /// A packet in the ring.
 #[derive(Debug)]
@@ -101,10 +103,20 @@ impl Arrivals {
 
     /// Datagrams that are on their way to a TUN device come by the ring from now on. Of devices
     /// whose numbers differ by a multiple of 1024, only those of the one that was opened last.
+    /// Until [`fully_open`](Self::fully_open), none takes the queue for want of room.
     pub fn open(&self, tun: u32) {
         let entrance = self.entrance(tun);
         entrance.tun.store(tun, Ordering::Release);
-        entrance.gate.store(Gate::Open as u32, Ordering::Release);
+        let opening = Gate::Opening as u32;
+        entrance.gate.store(opening, Ordering::Release);
+    }
+
+    /// What was in the queue of the device before has been read.
+    pub fn fully_open(&self, tun: u32) {
+        if self.gate(tun) == Gate::Opening {
+            let open = Gate::Open as u32;
+            self.entrance(tun).gate.store(open, Ordering::Release);
+        }
     }
 
     /// Whether they still do.
@@ -114,6 +126,7 @@ impl Arrivals {
             _ if entrance.tun.load(Ordering::Relaxed) != tun => Gate::Closed,
             1 => Gate::Open,
             2 => Gate::Full,
+            3 => Gate::Opening,
             _ => Gate::Closed,
         }
     }

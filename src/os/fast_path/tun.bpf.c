@@ -156,16 +156,29 @@ ALWAYS __u32 datagram_of(struct __sk_buff *skb)
 /* What follows takes the queue of the device, and is read after what is in the ring. */
 ALWAYS int close_entrance(struct entrance *way, enum gate gate)
 {
-	way->gate = gate;
+	if (LOAD(way->gate) == OPEN)
+		way->gate = gate;
 	return GO_ON;
+}
+
+/* A packet comes to the process by the ring, or is lost where it would. */
+ALWAYS __u64 count_entered(struct __sk_buff *skb)
+{
+	__u32 key = ENTERED_PLACE(bpf_get_smp_processor_id(), skb->ifindex, skb->protocol != bpf_htons(ETH_P_IP));
+	__u64 *entered = bpf_map_lookup_elem(&taken, &key);
+	return entered ? __sync_fetch_and_add(entered, 1ULL << 32 | 1) : 0;
 }
 
 /* Copies a packet into the ring, and drops it. */
 ALWAYS int hand_over(struct __sk_buff *skb, struct entrance *way, __u32 start, const __u32 room)
 {
 	struct arrival *arrival = bpf_ringbuf_reserve(&arrivals, sizeof *arrival + room, 0);
-	if (!arrival)
-		return close_entrance(way, FULL);
+	if (!arrival) {
+		if (LOAD(way->gate) != OPENING)
+			return close_entrance(way, FULL);
+		count_entered(skb);
+		return lose();
+	}
 	__u32 length = skb->len, field = start + offsetof(struct udphdr, check);
 	arrival->tun = skb->ifindex;
 	arrival->length = length;
@@ -188,12 +201,10 @@ ALWAYS int hand_over(struct __sk_buff *skb, struct entrance *way, __u32 start, c
 	}
 	/* The process closes the gate before it looks for the last time, and goes to sleep: either it sees that there
 	 * is something, or this sees that it must be woken. */
-	__u32 key = ENTERED_PLACE(bpf_get_smp_processor_id(), skb->ifindex, skb->protocol != bpf_htons(ETH_P_IP));
-	__u64 *entered = bpf_map_lookup_elem(&taken, &key), before = 0;
-	if (entered)
-		before = __sync_fetch_and_add(entered, 1ULL << 32 | 1);
+	__u64 before = count_entered(skb); /* a barrier */
 	asm volatile("" ::"r"(before) : "memory");
-	bpf_ringbuf_submit(arrival, LOAD(way->gate) == OPEN ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
+	__u32 gate = LOAD(way->gate);
+	bpf_ringbuf_submit(arrival, gate == OPEN || gate == OPENING ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
 	return TC_ACT_SHOT;
 odd:
 	bpf_ringbuf_discard(arrival, BPF_RB_NO_WAKEUP);
@@ -208,7 +219,10 @@ int enter(struct __sk_buff *skb)
 {
 	__u32 place = skb->ifindex & (EXITS - 1);
 	struct entrance *way = bpf_map_lookup_elem(&entrances, &place);
-	if (!way || LOAD(way->gate) != OPEN || way->tun != skb->ifindex)
+	if (!way || way->tun != skb->ifindex)
+		return GO_ON;
+	__u32 gate = LOAD(way->gate);
+	if (gate != OPEN && gate != OPENING)
 		return GO_ON;
 	__u32 start = datagram_of(skb);
 	if (!start)
