@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -686,6 +686,57 @@ fn it_finds_each_of_many_sessions() {
         }
     }
     assert!(refused <= 4, "{refused}");
+}
+
+/// The packets of a connection may come by several CPUs at a time. What one has seen must not be
+/// forgotten since another one was slower: nobody could acknowledge it.
+#[test]
+fn two_cpus_never_bring_the_numbers_of_a_connection_back() {
+    const ROUNDS: u32 = 20_000;
+    const LENGTH: u32 = 10;
+    let Some(fast_path) = load() else { return };
+    let (from, to) = example(false, Protocol::TCP);
+    enter(&fast_path, &entry(from, to));
+    // Of each round: two segments of one end at a time.
+    let first = |number: u32| 100 + 2 * LENGTH * number;
+    let send = |number: u32, half: u32| {
+        let seq = first(number) + half * LENGTH;
+        let (src, dst) = ((from.src, from.src_port), (from.dst, from.dst_port));
+        let segment = packets::tcp(src, dst, packets::ACK, seq, 200);
+        let ip = segment.payload(&[1; LENGTH as usize]).bytes();
+        run(&fast_path, &ip, false).is_some()
+    };
+    // How many rounds each of the two has begun, and ended.
+    let (begun, ended) = (AtomicU32::new(0), AtomicU32::new(0));
+    let wait_for = |count: &AtomicU32, number: u32| {
+        while count.load(Ordering::SeqCst) < number {
+            std::hint::spin_loop();
+        }
+    };
+    let sides = &cell(&fast_path).sides;
+    let (mut forwarded, mut behind) = (0, 0);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let mut forwarded = 0;
+            for number in 0..ROUNDS {
+                wait_for(&begun, number + 1);
+                forwarded += u32::from(send(number, 1));
+                ended.store(number + 1, Ordering::SeqCst);
+            }
+            forwarded
+        });
+        for number in 0..ROUNDS {
+            begun.store(number + 1, Ordering::SeqCst);
+            forwarded += u32::from(send(number, 0));
+            wait_for(&ended, number + 1);
+            let end = first(number + 1);
+            behind += u32::from(sides[0].end.swap(end, Ordering::SeqCst) != end);
+            sides[0].acked.store(end, Ordering::SeqCst);
+        }
+        forwarded += other.join().unwrap();
+    });
+    assert_eq!(forwarded, 2 * ROUNDS);
+    assert_eq!(behind, 0, "of {ROUNDS} rounds");
 }
 
 /// An IPv4-mapped address on the wire is not that of an IPv4 session.

@@ -246,6 +246,24 @@ ALWAYS bool read_way(struct session *session, __u32 reply, __u32 serial, struct 
 	return serial && LOAD(session->serial) == serial;
 }
 
+/* Brings a number of TCP forward: other CPUs and the process may do so meanwhile, and it must never go back. A segment
+ * whose end was forgotten could not be acknowledged. Returns whether it did, and from where. */
+ALWAYS bool bring_forward(__u32 *number, __u32 to, __u32 *from)
+{
+	/* Each time somebody else was faster. */
+#pragma unroll
+	for (int i = 0; i < 8; i++) {
+		__u32 now = LOAD(*number);
+		if (!is_before(now, to))
+			return false;
+		if (__sync_val_compare_and_swap(number, now, to) == now) {
+			*from = now;
+			return true;
+		}
+	}
+	return false;
+}
+
 /* Judges a segment and follows it, like `Tracker::handle` for a segment that moves no state. */
 ALWAYS bool follow(struct session *session, __u32 reply, const struct way *way, const struct packet *p)
 {
@@ -263,19 +281,17 @@ ALWAYS bool follow(struct session *session, __u32 reply, const struct way *way, 
 	__u32 in_flight = is_before(other_end, other_acked) ? 0 : other_end - other_acked;
 	if (!is_within(p->ack, other_acked, range + other_margin, in_flight + other_margin))
 		return false;
-	if (is_before(own->end, p->last)) {
-		if (acked == own->end)
+	__u32 before;
+	if (bring_forward(&own->end, p->last, &before)) {
+		if (acked == before)
 			session->hole[reply] = 0;
-		if (is_before(own->end, p->seq))
+		if (is_before(before, p->seq))
 			session->hole[reply] = 1;
-		own->end = p->last;
 	}
 	__u32 agreed = is_before(other_end, p->ack) ? other_end : p->ack;
-	if (is_before(other_acked, agreed))
-		other->acked = agreed;
+	bring_forward(&other->acked, agreed, &before);
 	__u32 advertised = p->window << (way->shift & 15);
-	if (own->window < advertised)
-		own->window = advertised;
+	bring_forward(&own->window, advertised, &before);
 	return true;
 }
 
