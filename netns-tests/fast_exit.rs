@@ -171,7 +171,10 @@ fn a_device_made_again_lets_packets_leave_at_once() {
     lab.unit.ns.run("ip link del tgw-wan");
     for server in SERVER {
         wait_until("packets leave at once again", || {
-            lab.unit.log().contains("tun made again") && leave_at_once(&lab, server)
+            // Before its routes are back, packets are lost.
+            let log = lab.unit.log();
+            let is_back = log.contains("tun made again") && log.contains("steering restored");
+            is_back && leave_at_once(&lab, server)
         });
     }
     lab.unit.ns.run("ip link del eth1");
