@@ -55,7 +55,6 @@ use super::tun::Tun;
 use super::upkeep::Upkeep;
 
 pub use fast_path::FastPorts;
-use packets::Waiting;
 pub use push::recall;
 use ready::Ready;
 
@@ -282,18 +281,11 @@ impl Shell {
     fn wait(&mut self, events: &mut Events, began: Time) -> io::Result<()> {
         let now = clock::now();
         self.view.turns.observe(now.since(began));
-        let is_busy = self.is_busy();
-        let waiting = if is_busy {
-            Waiting::Nothing
-        } else {
-            self.arrivals(now)
+        let timeout = match self.is_busy() {
+            true => Some(Duration::ZERO),
+            false => self.settle_arrivals(now),
         };
-        let timeout = if is_busy || waiting == Waiting::Complete {
-            Some(Duration::ZERO)
-        } else if waiting == Waiting::Incomplete {
-            // Who copies it may have to wait for this CPU.
-            Some(Duration::from_millis(1))
-        } else {
+        if timeout.is_none() {
             let core = self.gateway.poll_timeout(now);
             let peers = self.peers.as_mut().and_then(Peers::timeout);
             let http = self.http.as_ref().and_then(HttpServer::timeout);
@@ -301,8 +293,7 @@ impl Shell {
             let others = admin.into_iter().chain([http, logging::timeout()]);
             let all = [core, peers].into_iter().chain(others);
             self.timer.set(all.flatten().min())?;
-            None
-        };
+        }
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
             _ => Ok(()),

@@ -29,7 +29,7 @@ use super::clock;
 use super::netlink::{Netlink, NetlinkError};
 pub use bpf::Run;
 pub use mapping::{Exits, Taken, TakenCount};
-pub use ring::{Arrival, Arrivals, End, Gate};
+pub use ring::{Arrival, Arrivals, Gate, Mark};
 use tandemgw_core::in_quotes::InQuotes;
 
 const OBJECT: &[u8] = include_bytes!("fast_path/program.bpf.o");

@@ -137,7 +137,8 @@ fn advise(addresses: &Range<usize>, advice: libc::c_int) {
     unsafe { libc::madvise(start, length, advice) };
 }
 
-fn page_size() -> usize {
+/// The size of a page of memory, in bytes.
+pub(super) fn page_size() -> usize {
     // SAFETY: it only returns a number.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(4096).max(1)

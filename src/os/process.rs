@@ -6,9 +6,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::check;
+use super::memory::page_size;
 use tandemgw_core::metrics::Process;
 
-/// More files than this process opens: four for each of 512 ports, and some for peers and clients.
+/// More files than this process opens: five for each of 512 ports, and some for peers and clients.
 const FILES: u64 = 8192;
 /// Room for the files of `closed_first`: 15 peers on 8 links, twice.
 const CLOSED_FIRST: u64 = 256;
@@ -22,9 +23,14 @@ pub fn since_epoch() -> Option<Duration> {
 pub fn usage(started: Option<Duration>) -> Process {
     // In pages: size, resident, … (proc_pid_statm(5)).
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let mut sizes = statm
-        .split_ascii_whitespace()
-        .map(|pages| Some(pages.parse::<u64>().ok()?.saturating_mul(page_size()?)));
+    let mut sizes = statm.split_ascii_whitespace().map(|pages| {
+        Some(
+            pages
+                .parse::<u64>()
+                .ok()?
+                .saturating_mul(page_size() as u64),
+        )
+    });
     Process {
         started,
         cpu: cpu_time(),
@@ -52,12 +58,6 @@ pub fn keep_private() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })?;
     // SAFETY: `none` is a valid rlimit for the kernel to read, borrowed only for the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) }).map(drop)
-}
-
-fn page_size() -> Option<u64> {
-    // SAFETY: sysconf takes and gives numbers.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(size).ok()
 }
 
 fn cpu_time() -> Option<Duration> {

@@ -168,22 +168,18 @@ impl FastPorts {
         tun.or_else(|| port().map(|port| Place::Port(port.interface)))
     }
 
-    /// Whether packets of the process may leave by the exit of a port.
-    fn may_leave(&self, port: PortId) -> bool {
-        let known = self.ports.get(port.index()).and_then(Option::as_ref);
-        let has_program =
-            |port: &FastPort| matches!(self.tuns.get(&(port.tun, End::Exit)), Some(Some(_)));
-        known.is_some_and(has_program)
-            && self.skip_nothing.get(port.index()) == Some(&true)
-            && self.state(port) == FastPathState::On
+    /// The TUN device of a port, if a program is at that end of it and may be used: its packets
+    /// would skip nothing.
+    fn usable(&self, port: PortId, end: End) -> Option<u32> {
+        let tun = self.ports.get(port.index())?.as_ref()?.tun;
+        let has_program = matches!(self.tuns.get(&(tun, end)), Some(Some(_)));
+        let skips_nothing = self.skip_nothing.get(port.index()) == Some(&true);
+        (has_program && skips_nothing).then_some(tun)
     }
 
-    /// The TUN device of a port, if datagrams may come to the process past its queue.
-    fn may_enter(&self, port: PortId) -> Option<u32> {
-        let known = self.ports.get(port.index())?.as_ref()?;
-        let has_program = matches!(self.tuns.get(&(known.tun, End::Entrance)), Some(Some(_)));
-        let skips_nothing = self.skip_nothing.get(port.index()) == Some(&true);
-        (has_program && skips_nothing).then_some(known.tun)
+    /// Whether packets of the process may leave by the exit of a port.
+    fn may_leave(&self, port: PortId) -> bool {
+        self.usable(port, End::Exit).is_some() && self.state(port) == FastPathState::On
     }
 
     /// The state of a port.
@@ -301,9 +297,9 @@ impl Shell {
         self.show_fast_ports();
     }
 
-    /// Opens the exits of the ports where packets of the process would skip nothing, and closes all
-    /// others.
-    pub(super) fn set_exits(&mut self) {
+    /// Lets packets leave by exits, and come by entrances, at the ports where they would skip
+    /// nothing, and at no others.
+    pub(super) fn set_ends(&mut self) {
         self.fast.longest = self.gateway.shortest_route_mtu();
         let Some(Ok(kernel)) = &self.fast.kernel else {
             return;
@@ -322,7 +318,7 @@ impl Shell {
             }
         }
         for index in 0..self.ports.len() {
-            let tun = self.fast.may_enter(PortId::from_index(index));
+            let tun = self.fast.usable(PortId::from_index(index), End::Entrance);
             self.allow_entrance(index, tun);
         }
     }
@@ -330,7 +326,7 @@ impl Shell {
     /// A route may ask for shorter packets than any before.
     pub(super) fn follow_route_mtus(&mut self) {
         if self.fast.longest != self.gateway.shortest_route_mtu() {
-            self.set_exits();
+            self.set_ends();
         }
     }
 
@@ -347,12 +343,12 @@ impl Shell {
         if attached.iter().any(Option::is_some) {
             worker::discard(&self.waker, attached);
         }
-        self.set_exits();
+        self.set_ends();
     }
 
     /// Shows how the ports forward, and lets packets leave accordingly.
     fn show_fast_ports(&mut self) {
-        self.set_exits();
+        self.set_ends();
         for (index, port) in self.view.ports.iter_mut().enumerate() {
             port.fast_path = self.fast.state(PortId::from_index(index));
         }
@@ -371,7 +367,7 @@ impl Shell {
     /// By port: whether the kernel does nothing to forwarded packets that an exit would skip.
     pub(super) fn set_skip_nothing(&mut self, skip_nothing: Vec<bool>) {
         self.fast.skip_nothing = skip_nothing;
-        self.set_exits();
+        self.set_ends();
     }
 
     /// Tells what bars ports that was not said of them before: a line for each cause.
@@ -499,7 +495,7 @@ impl Shell {
                 } else {
                     worker::discard(&self.waker, attached);
                 }
-                return self.set_exits();
+                return self.set_ends();
             }
         };
         match attached {

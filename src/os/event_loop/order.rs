@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tandemgw_core::time::Time;
 
-use super::super::fast_path::{End, Gate};
+use super::super::fast_path::{Gate, Mark};
 use super::super::tun::QUEUE;
 
 /// How long a gate stays closed after a datagram came that did not fit: each time costs some work.
@@ -24,7 +24,7 @@ pub(super) struct Order {
     /// So many packets of the queue may be older than those in the ring.
     older: u32,
     /// All packets of the queue are newer than those in the ring up to here.
-    newer_than: Option<End>,
+    newer_than: Option<Mark>,
     /// The gate is not opened before this time.
     rests_until: Time,
 }
@@ -46,7 +46,7 @@ impl Order {
     }
 
     /// Looks at the gate, which the program may have closed. `end` is the end of the ring now.
-    pub(super) fn note(&mut self, now: Time, gate: Gate, end: End) {
+    pub(super) fn note(&mut self, now: Time, gate: Gate, end: Mark) {
         if !self.is_open || matches!(gate, Gate::Open | Gate::Opening) {
             return;
         }
@@ -59,14 +59,14 @@ impl Order {
     /// The same, after packets of the queue were read that nobody has handled yet. Returns whether
     /// they must wait until the ring has been read up to its end: what came to the queue since the
     /// gate was closed may be among them.
-    pub(super) fn must_wait(&mut self, now: Time, gate: Gate, end: End) -> bool {
+    pub(super) fn must_wait(&mut self, now: Time, gate: Gate, end: Mark) -> bool {
         let was_open = self.is_open && self.older == 0;
         self.note(now, gate, end);
         was_open && !self.is_open
     }
 
     /// The gate is closed, and what has come by the ring ends at `end`.
-    pub(super) fn closed(&mut self, end: End) {
+    pub(super) fn closed(&mut self, end: Mark) {
         if std::mem::take(&mut self.is_open) {
             self.newer_than = Some(end);
         }
@@ -79,7 +79,7 @@ impl Order {
 
     /// How many packets of the queue may be read now, at most `most`. `has_passed` tells whether
     /// the ring was read up to a place.
-    pub(super) fn may_read(&mut self, most: usize, has_passed: impl FnOnce(End) -> bool) -> usize {
+    pub(super) fn may_read(&mut self, most: usize, has_passed: impl FnOnce(Mark) -> bool) -> usize {
         if self.older > 0 {
             return most.min(self.older as usize);
         }
@@ -165,7 +165,7 @@ mod tests {
         }
 
         fn turn(&mut self, now: Time, between: usize) {
-            self.order.note(now, self.gate, End(self.ends.0));
+            self.order.note(now, self.gate, Mark(self.ends.0));
             if !self.order.is_queue_older() {
                 let taken = BUDGET.min(self.ring.len());
                 self.read.extend(self.ring.drain(..taken));
@@ -184,7 +184,7 @@ mod tests {
                 most -= count;
                 let batch: Vec<u32> = self.queue.drain(..count).collect();
                 (0..between % 5).for_each(|_| self.arrive());
-                if self.order.must_wait(now, self.gate, End(self.ends.0)) {
+                if self.order.must_wait(now, self.gate, Mark(self.ends.0)) {
                     self.held = batch;
                     break;
                 }
@@ -199,7 +199,7 @@ mod tests {
             }
             if self.ring.is_empty() && self.queue.is_empty() && self.order.is_open() {
                 self.gate = Gate::Closed;
-                self.order.closed(End(self.ends.0));
+                self.order.closed(Mark(self.ends.0));
             }
         }
     }
@@ -231,15 +231,15 @@ mod tests {
         assert!(order.may_open(at(0)));
         order.opened();
         assert!(order.read(3, true) && !order.read(3, true));
-        order.note(at(1), Gate::Open, End(5));
+        order.note(at(1), Gate::Open, Mark(5));
         assert!(order.is_open());
-        order.note(at(2), Gate::Closed, End(7));
-        assert_eq!(order.may_read(8, |end| end == End(7)), 8);
+        order.note(at(2), Gate::Closed, Mark(7));
+        assert_eq!(order.may_read(8, |end| end == Mark(7)), 8);
         assert!(!order.may_open(at(900)) && order.may_open(at(1002)));
         // Not where there was only no room.
         order.opened();
         order.read(0, true);
-        order.note(at(1003), Gate::Full, End(9));
+        order.note(at(1003), Gate::Full, Mark(9));
         assert!(!order.may_open(at(1003)));
         assert_eq!(order.may_read(8, |_| false), 0);
         assert_eq!(order.may_read(8, |_| true), 8);

@@ -28,15 +28,6 @@ const PACKET_BUDGET: usize = 64;
 const PACKET_TIME: Duration = Duration::from_micros(250);
 /// A packet longer than this is forwarded before the next one is read.
 const LONG_PACKET: usize = 4096;
-/// What is in the ring.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Waiting {
-    Nothing,
-    /// A packet that is still being copied.
-    Incomplete,
-    Complete,
-}
-
 /// The next packets.
 pub(super) struct Batch {
     buffers: [Buffer; READ_AHEAD],
@@ -103,20 +94,19 @@ impl Shell {
         }
     }
 
-    /// Whether something is in the ring. If not, all gates are closed: call it before the loop
-    /// waits.
-    pub(super) fn arrivals(&mut self, now: Time) -> Waiting {
+    /// To be called before the loop waits: closes all gates if nothing is in the ring. Otherwise
+    /// returns how long the loop may wait.
+    pub(super) fn settle_arrivals(&mut self, now: Time) -> Option<Duration> {
         self.note_closed(now);
         if self.fast.arrivals().is_none_or(|it| it.is_empty()) {
             (0..self.entrances.len()).for_each(|index| self.close_entrance(index));
         }
-        match self.fast.arrivals() {
-            Some(arrivals) if !arrivals.is_empty() => match arrivals.is_complete() {
-                true => Waiting::Complete,
-                false => Waiting::Incomplete,
-            },
-            _ => Waiting::Nothing,
-        }
+        let arrivals = self.fast.arrivals().filter(|it| !it.is_empty())?;
+        Some(match arrivals.is_complete() {
+            true => Duration::ZERO,
+            // Who copies it may have to wait for this CPU.
+            false => Duration::from_millis(1),
+        })
     }
 
     /// Reads packets of all ports, up to a budget of each.
@@ -193,8 +183,12 @@ impl Shell {
             count += 1;
         }
         arrivals.release();
-        for (port, tun) in self.batch.ports.iter_mut().zip(&tuns[..count]) {
+        let Batch { buffers, ports } = &mut self.batch;
+        for ((buffer, port), tun) in buffers.iter().zip(ports).zip(&tuns[..count]) {
             *port = self.fast.port_of(*tun);
+            if let Some(port) = *port {
+                self.gateway.handle_batch(port, 1, buffer.packet().len());
+            }
         }
         count
     }
@@ -211,6 +205,10 @@ impl Shell {
         while left > 0 && self.ready.tuns.contains(index) {
             let count = self.read_some(index, left.min(self.gateway.read_ahead()));
             left -= count.max(1);
+            let buffers = self.batch.buffers[..count].iter();
+            let bytes = buffers.map(|buffer| buffer.packet().len()).sum();
+            self.gateway
+                .handle_batch(PortId::from_index(index), count, bytes);
             if self.must_wait(now, index) {
                 self.hold(index, count);
                 break;
@@ -279,7 +277,6 @@ impl Shell {
         }
         for (buffer, port) in buffers.iter_mut().zip(ports) {
             let Some(port) = *port else { continue };
-            self.gateway.handle_batch(port, 1, buffer.packet().len());
             let offload = buffer.offload();
             let verdict = handle(&mut self.gateway, now, port, buffer.packet_mut(), offload);
             if verdict != Verdict::Forward {

@@ -15,7 +15,6 @@
 #include <bpf/bpf_helpers.h>
 #include "program.h"
 
-
 #define ALWAYS static __always_inline
 #define GO_ON (-1)		  /* TCX_NEXT, and TC_ACT_UNSPEC */
 #define AF_INET 2
@@ -46,13 +45,14 @@ ALWAYS void count(enum why why)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* Who looks for what vanishes between a port and the process must know what did not go there, and what leaves without
- * having been there. */
-ALWAYS void count_taken(struct __sk_buff *skb, __u32 key)
+/* Who looks for what vanishes between a port and the process must know what did not go there, or went there another way,
+ * and what leaves without having been there. Where the result is used, this is a barrier for the memory. */
+ALWAYS __u64 count_taken(struct __sk_buff *skb, __u32 key)
 {
 	__u64 *taken_here = bpf_map_lookup_elem(&taken, &key);
-	if (taken_here)
-		__sync_fetch_and_add(taken_here, 1ULL << 32 | (skb->gso_segs ? skb->gso_segs : 1));
+	if (!taken_here)
+		return 0;
+	return __sync_fetch_and_add(taken_here, 1ULL << 32 | (skb->gso_segs ? skb->gso_segs : 1));
 }
 
 ALWAYS int go_on(enum why why)

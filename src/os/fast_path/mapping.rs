@@ -185,21 +185,32 @@ unsafe impl Cell for AtomicU64 {}
 /// # Safety
 /// `T` has the size of the map's values.
 unsafe fn map<T: Cell>(fd: &OwnedFd, count: usize) -> io::Result<&'static [T]> {
-    let length = size_of::<T>() * count;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let at = map_bytes(fd, access, size_of::<T>() * count, 0)?;
+    // SAFETY: so many bytes are mapped, page-aligned, and never unmapped. Others change them, as
+    // atomic integers allow.
+    Ok(unsafe { slice::from_raw_parts(at.cast().as_ptr(), count) })
+}
+
+/// Maps bytes of a map from a place on, which is a multiple of the size of a page, for as long as
+/// the process lives.
+pub(super) fn map_bytes(
+    fd: &OwnedFd,
+    access: libc::c_int,
+    length: usize,
+    from: usize,
+) -> io::Result<NonNull<u8>> {
     // SAFETY: a new mapping at an address that the kernel chooses touches no memory in use.
     let at = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
             length,
-            libc::PROT_READ | libc::PROT_WRITE,
+            access,
             libc::MAP_SHARED,
             fd.as_raw_fd(),
-            0,
+            from as libc::off_t,
         )
     };
     let at = NonNull::new(at).filter(|_| at != libc::MAP_FAILED);
-    let at = at.ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: it is mapped for `length` bytes, page-aligned, and never unmapped. Others change it,
-    // as atomic integers allow.
-    Ok(unsafe { slice::from_raw_parts(at.cast().as_ptr(), count) })
+    at.map(NonNull::cast).ok_or_else(io::Error::last_os_error)
 }

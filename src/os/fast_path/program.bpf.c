@@ -38,6 +38,7 @@ struct {
 	__type(key, __u32);
 	__type(value, struct session);
 } sessions SEC(".maps");
+
 struct packet {
 	struct flow flow;
 	__u32 total;	      /* bytes from the IP header on */

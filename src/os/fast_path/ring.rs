@@ -3,14 +3,14 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 
 use tandemgw_core::event::{Offload, PartialChecksum};
 
-use super::mapping::{EntranceCell, TUN_PLACES};
+use super::mapping::{EntranceCell, TUN_PLACES, map_bytes};
 use super::{Unavailable, unavailable};
+use crate::os::memory::page_size;
 
 /// Bytes of the ring: 2048 short packets, or 169 long ones.
 pub(super) const RING: usize = 1 << 18;
@@ -57,7 +57,7 @@ pub struct Arrivals {
 
 /// A place in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End(pub(in crate::os) usize);
+pub struct Mark(pub(in crate::os) usize);
 
 /// A packet in the ring.
 #[derive(Debug)]
@@ -76,11 +76,11 @@ impl Arrivals {
         fd: OwnedFd,
         entrances: &'static [EntranceCell],
     ) -> Result<Arrivals, Unavailable> {
-        let page = page_size().map_err(unavailable("asking for the size of a page"))?;
+        let page = page_size();
         let mapping = unavailable("mapping the ring");
         let map = || {
-            let positions = map(&fd, libc::PROT_READ | libc::PROT_WRITE, page, 0)?;
-            let rest = map(&fd, libc::PROT_READ, page + 2 * RING, page)?;
+            let positions = map_bytes(&fd, libc::PROT_READ | libc::PROT_WRITE, page, 0)?;
+            let rest = map_bytes(&fd, libc::PROT_READ, page + 2 * RING, page)?;
             io::Result::Ok((positions, rest))
         };
         let (consumer, producer) = map().map_err(mapping)?;
@@ -148,12 +148,12 @@ impl Arrivals {
     }
 
     /// What is in the ring now ends here; compare with [`has_passed`](Self::has_passed).
-    pub fn end(&self) -> End {
-        End(self.producer.load(Ordering::Acquire))
+    pub fn end(&self) -> Mark {
+        Mark(self.producer.load(Ordering::Acquire))
     }
 
     /// Whether all has been taken that was in the ring at some time.
-    pub fn has_passed(&self, end: End) -> bool {
+    pub fn has_passed(&self, end: Mark) -> bool {
         self.at.wrapping_sub(end.0).cast_signed() >= 0
     }
 
@@ -230,28 +230,4 @@ impl Arrival<'_> {
             },
         })
     }
-}
-
-fn page_size() -> io::Result<usize> {
-    // SAFETY: it takes a number and gives one.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(size).map_err(|_| io::Error::last_os_error())
-}
-
-fn map(fd: &OwnedFd, access: libc::c_int, length: usize, at: usize) -> io::Result<NonNull<u8>> {
-    // SAFETY: a new mapping at an address that the kernel chooses touches no memory in use.
-    let mapped = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            access,
-            libc::MAP_SHARED,
-            fd.as_raw_fd(),
-            at as libc::off_t,
-        )
-    };
-    let mapped = NonNull::new(mapped).filter(|_| mapped != libc::MAP_FAILED);
-    mapped
-        .map(NonNull::cast)
-        .ok_or_else(io::Error::last_os_error)
 }

@@ -164,9 +164,8 @@ ALWAYS int close_entrance(struct entrance *way, enum gate gate)
 /* A packet comes to the process by the ring, or is lost where it would. */
 ALWAYS __u64 count_entered(struct __sk_buff *skb)
 {
-	__u32 key = ENTERED_PLACE(bpf_get_smp_processor_id(), skb->ifindex, skb->protocol != bpf_htons(ETH_P_IP));
-	__u64 *entered = bpf_map_lookup_elem(&taken, &key);
-	return entered ? __sync_fetch_and_add(entered, 1ULL << 32 | 1) : 0;
+	bool is_v6 = skb->protocol != bpf_htons(ETH_P_IP);
+	return count_taken(skb, ENTERED_PLACE(bpf_get_smp_processor_id(), skb->ifindex, is_v6));
 }
 
 /* Copies a packet into the ring, and drops it. */

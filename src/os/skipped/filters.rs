@@ -179,16 +179,21 @@ impl Filters {
             .iter()
             .filter(move |link| names.contains(link));
         let own = [self.own.port, self.own.exit, self.own.entrance];
+        let is_foreign = move |it: &u32| !own.contains(&Some(*it));
+        let at_port = move || post.index.map(programs_at).unwrap_or_default();
+        let at_tun = move || [programs_at(post.tun), programs_at_egress(post.tun)].concat();
         // Where it is not known which one is our own, nothing can be told.
-        let is_foreign = move |it: &u32| self.own.port.is_some() && !own.contains(&Some(*it));
-        let of_port = post.index.map(programs_at).unwrap_or_default();
-        let of_tun = [programs_at(post.tun), programs_at_egress(post.tun)].concat();
-        let links = [(of_port, &post.interface), (of_tun, &post.tun_name)];
-        let links = links.into_iter();
-        let programs = links.filter(move |(programs, _)| programs.iter().any(is_foreign));
+        let has_foreign = move |is_tun: &bool| {
+            let programs = || if *is_tun { at_tun() } else { at_port() };
+            self.own.port.is_some() && programs().iter().any(is_foreign)
+        };
+        let programs = [false, true].into_iter().filter(has_foreign);
         let chains = chains.map(ForeignChain::name);
         chains
             .chain(filtered.map(|link| format!("filters of tc at {link}")))
-            .chain(programs.map(|(_, name)| format!("a program of others at {name} (tcx)")))
+            .chain(programs.map(move |is_tun| {
+                let name = names[usize::from(is_tun)];
+                format!("a program of others at {name} (tcx)")
+            }))
     }
 }

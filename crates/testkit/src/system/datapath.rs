@@ -258,30 +258,29 @@ impl Lab {
     }
 
     /// The programs are put at the ports one after the other.
-    fn wait_for_fast_path(&self) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            let status = self.status()?;
+    fn wait_for_fast_path(&mut self) -> Result<()> {
+        self.wait_for("the fast path at all ports", |lab| {
+            let status = lab.status()?;
             let ports = status["ports"].as_array().ok_or("no ports in the status")?;
-            if ports.iter().all(|port| port["offload"] == "ebpf") {
-                return Ok(());
-            }
-            if start.elapsed() > Duration::from_secs(10) {
-                return Err(format!("no fast path within 10 s: {}", status["ports"]).into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            Ok(ports.iter().all(|port| port["offload"] == "ebpf"))
+        })
     }
 
     fn wait_for_tuns(&mut self) -> Result<()> {
+        let is_there = |lab: &Lab| Ok(lab.gateway.received("tgw-wan").is_some());
+        self.wait_for("the TUN of the gateway", is_there)
+    }
+
+    /// Waits until the gateway's process has made something.
+    fn wait_for(&mut self, what: &str, is_there: impl Fn(&Lab) -> Result<bool>) -> Result<()> {
         let start = Instant::now();
-        while self.gateway.received("tgw-wan").is_none() {
+        while !is_there(self)? {
             let worker = self.process.as_mut().ok_or("no process")?;
             if let Some(status) = worker.0.try_wait()? {
                 return Err(format!("the gateway's process ended at its start: {status}").into());
             }
             if start.elapsed() > Duration::from_secs(10) {
-                return Err("the gateway has made no TUN within 10 s".into());
+                return Err(format!("the gateway has not made {what} within 10 s").into());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
